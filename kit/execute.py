@@ -1,0 +1,214 @@
+"""Run one notebook in a fresh kernel: parameters in, executed copy and log out, a clear account of any failure."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+import re
+import sys
+import threading
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from kit.errors import InputError
+from kit.run import HEADLESS, PROJECT_ROOT, SECONDS_BETWEEN_LINES
+
+KILLED = 138  # exit status of a kernel that was killed from outside, nearly always for memory
+ENVIRONMENT = {  # for the kernels
+    HEADLESS: "1",
+    "OMP_WAIT_POLICY": "passive",  # spinning threads make LightGBM 10 times slower next to any other process
+    "HF_HUB_OFFLINE": "1",  # a step never downloads behind the user's back
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONHASHSEED": "0",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    "MPLBACKEND": "agg",
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a parameters cell: ``name: type_name = default  # help``."""
+
+    default: Any
+    type_name: str
+    help: str
+
+
+@dataclass
+class StepFailed(Exception):
+    """A notebook that did not reach its end, told so that a user knows where to look."""
+
+    message: str
+    section: str = ""
+    cell: int = 0
+    trace: list[str] = field(default_factory=list)
+    notebook: Path | None = None
+    status: int = 1
+
+
+def read_parameters(notebook: Path) -> dict[str, Parameter]:
+    """The parameters a notebook declares, in order.
+
+    Raises:
+        InputError: the file is no notebook.
+        ValueError: it declares none, or one without type or literal default.
+    """
+    import papermill
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # papermill has no wish to warn about here
+            found = papermill.inspect_notebook(str(notebook))
+    except Exception as error:
+        raise InputError(f"{notebook} cannot be read as a notebook ({error}): restore it from the project") from error
+    parameters = {}
+    for name, entry in found.items():
+        if entry["inferred_type_name"] in ("None", ""):
+            raise ValueError(f"{notebook.name}: parameter {name} has no type; write {name}: int = ...")
+        parameters[name] = Parameter(ast.literal_eval(entry["default"]), entry["inferred_type_name"], entry["help"])
+    if not parameters:
+        raise ValueError(f"{notebook.name} has no cell tagged 'parameters'")
+    return parameters
+
+
+def execute(notebook: Path, run_dir: Path, parameters: dict[str, Any], width: int = 0) -> tuple[float, int]:
+    """Run the notebook into ``<run>/notebooks/`` with its output in ``<run>/logs/``.
+
+    Returns:
+        seconds it took, and the peak memory of its kernel in MB as sampled from outside.
+    Raises:
+        StepFailed: a cell raised, or the kernel died.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    _prepare()
+    output = run_dir / "notebooks" / f"{notebook.stem}.ipynb"
+    running, failed = output.with_suffix(".running.ipynb"), output.with_suffix(".failed.ipynb")
+    log_path = run_dir / "logs" / f"{notebook.stem}.log"
+    for path in (output, log_path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    failed.unlink(missing_ok=True)
+    started = time.perf_counter()
+    with open(log_path, "w", encoding="utf-8") as log, _Heartbeat(notebook.stem, log_path, width) as heartbeat:
+        try:
+            papermill.execute_notebook(
+                str(notebook), str(running), parameters=parameters, kernel_name="python3", cwd=str(PROJECT_ROOT),
+                progress_bar=False, stdout_file=log, stderr_file=log, start_timeout=180, **_transport(),
+            )  # fmt: skip
+        except papermill.PapermillExecutionError as error:
+            running.replace(failed)
+            log.write("\n".join(_plain(line) for line in error.traceback) + "\n")
+            raise _cell_failed(error, failed) from error
+        except (DeadKernelError, RuntimeError) as error:
+            running.replace(failed)
+            raise _kernel_died(error, heartbeat.peak_mb, failed) from error
+        finally:
+            running_left = running.is_file()
+    if running_left:
+        running.replace(output)
+    return time.perf_counter() - started, heartbeat.peak_mb
+
+
+def _prepare() -> None:
+    os.environ.update(ENVIRONMENT)
+    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
+    os.environ.pop("JUPYTER_PREFER_ENV_PATH", None)  # set to 0 it prefers another environment's kernel to ours
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("traitlets").setLevel(logging.ERROR)
+
+
+def usable_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _transport() -> dict[str, Any]:
+    """Kernels talk through files instead of ports: no clash between runs, nothing to listen on."""
+    if sys.platform == "win32":
+        return {}
+    from traitlets.config import Config
+
+    return {"config": Config({"KernelManager": {"transport": "ipc"}})}
+
+
+def _cell_failed(error: Any, notebook: Path) -> StepFailed:
+    if error.ename == "InputError":  # a mistake of the user: the message is all there is to say
+        return StepFailed(error.evalue, notebook=notebook, status=2)
+    trace = [line for line in _plain("\n".join(error.traceback)).splitlines() if line.strip()]
+    return StepFailed(
+        f"{error.ename}: {error.evalue}", _section(notebook, error.cell_index), error.exec_count or 0, trace[-12:-1], notebook
+    )
+
+
+def _section(notebook: Path, cell_index: int) -> str:
+    """The last heading above a cell."""
+    import nbformat
+
+    cells = nbformat.read(notebook, as_version=4).cells[: cell_index + 1]
+    headings = [line for cell in cells if cell.cell_type == "markdown" and "papermill-error" not in str(cell.metadata)
+                for line in cell.source.splitlines() if line.startswith("#")]  # fmt: skip
+    return headings[-1].lstrip("# ") if headings else ""
+
+
+def _kernel_died(error: Exception, peak_mb: int, notebook: Path) -> StepFailed:
+    total_mb = psutil.virtual_memory().total / (1 << 20)
+    return StepFailed(
+        f"the kernel died ({error}); it held up to {peak_mb:,} MB of this machine's {total_mb:,.0f} MB. Most often the system "
+        "has run out of memory: close other programs, or set smaller parameters (--list shows them)",
+        notebook=notebook, status=KILLED,
+    )  # fmt: skip
+
+
+def _plain(text: str) -> str:
+    """Text without terminal colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+class _Heartbeat:
+    """Prints the last line of a log every 10 s while a step runs, and watches the memory of the kernel."""
+
+    def __init__(self, label: str, log_path: Path, width: int):
+        self.label, self.log_path, self.width, self.peak_mb = label, log_path, width, 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> _Heartbeat:
+        self._started = time.perf_counter()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        said = 0.0
+        while not self._stopped.wait(0.5):
+            self.peak_mb = max(self.peak_mb, _children_mb())
+            elapsed = time.perf_counter() - self._started
+            if elapsed - said >= SECONDS_BETWEEN_LINES:
+                said = elapsed
+                print(f"{self.label:{self.width}}  {elapsed:4.0f} s  {self._last_line()}", flush=True)
+
+    def _last_line(self) -> str:
+        with open(self.log_path, "rb") as handle:
+            handle.seek(max(0, self.log_path.stat().st_size - 4000))
+            lines = handle.read().decode("utf-8", "replace").replace("\r", "\n").split("\n")
+        return next((line.strip()[:120] for line in reversed(lines) if line.strip()), "")
+
+
+def _children_mb() -> int:
+    total = 0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            total += process.memory_info().rss
+        except psutil.Error:
+            pass  # it ended between the two calls
+    return total >> 20

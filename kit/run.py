@@ -1,0 +1,394 @@
+"""The run directory: posts table, blocks, atomic writes, and the record of what a step read and wrote.
+
+A run is one folder under ``outputs/``. Notebooks hand work to each other only through it, so every file in it is either
+complete or absent (temporary file, then rename) and every array carries the ids of its rows. ``Run`` also notes what a
+notebook reads and writes; from that note ``kit.pipeline`` later decides whether the step is still fresh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kit.errors import InputError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+HEADLESS = "KIT_PIPELINE"  # environment variable: the notebook was started by kit.pipeline, not by hand
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass(frozen=True)
+class Block:
+    """A named float matrix whose rows are the posts of a run.
+
+    Attributes:
+        name: folder name under ``blocks/``, e.g. ``statistic``.
+        values: (n_posts, d) float16 or float32; rows in the order of ``posts.parquet``.
+        columns: d unique column names.
+        categorical: the columns that hold integer codes (-1 for missing) and no quantity.
+        source: where the numbers come from, for the report.
+    """
+
+    name: str
+    values: np.ndarray
+    columns: list[str]
+    categorical: list[str] = field(default_factory=list)
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.values.shape[1] != len(self.columns):
+            raise ValueError(f"block {self.name}: values {self.values.shape} do not fit {len(self.columns)} columns")
+        if len(set(self.columns)) != len(self.columns):
+            twice = sorted({c for c in self.columns if self.columns.count(c) > 1})
+            raise ValueError(f"block {self.name}: column names appear twice: {twice[:5]}")
+        if unknown := sorted(set(self.categorical) - set(self.columns)):
+            raise ValueError(f"block {self.name}: categorical columns not among its columns: {unknown[:5]}")
+
+
+class Run:
+    """One run directory, open for a step (a notebook) or only for reading.
+
+    Opening it for a step withdraws the step's done-mark: from then on the step counts as unfinished until
+    ``kit.pipeline`` has seen ``finish`` and checked what was written.
+    """
+
+    def __init__(self, path: Path, step: str | None = None):
+        self.dir = path
+        self.step = step
+        self._started = time.perf_counter()
+        self._reads: dict[str, dict] = {}
+        self._inputs: dict[str, dict | None] = {}
+        self._writes: dict[str, Path] = {}
+
+    @classmethod
+    def open(cls, path: str | Path, step: str | None = None) -> Run:
+        """The run at ``path`` (relative paths start at the project root); made if a step opens it for the first time.
+
+        Args:
+            path: the run directory, e.g. ``outputs/demo``.
+            step: name of the notebook that opens it, e.g. ``04_features``; None to read only.
+        Raises:
+            InputError: a read-only run that does not exist, or a folder that cannot be written.
+        """
+        run_dir = resolve(path)
+        if step is None:
+            if not run_dir.is_dir():
+                raise InputError(f"no run at {run_dir}: make it with ./run_all.sh --out {path}, or run 01_eda first")
+            return cls(run_dir)
+        check_writable(run_dir)
+        done_path(run_dir, step).unlink(missing_ok=True)
+        pending_path(run_dir, step).unlink(missing_ok=True)
+        print(f"run {run_dir.name}, step {step}; {loaded_versions()}")
+        return cls(run_dir, step)
+
+    # --- posts and blocks -------------------------------------------------------------------------------------------
+
+    def write_posts(self, posts: pd.DataFrame) -> None:
+        """Save the posts table as ``posts.parquet``."""
+        with atomic_path(self.output("posts.parquet")) as temporary:
+            posts.to_parquet(temporary, index=False)
+
+    def posts(self) -> pd.DataFrame:
+        """The posts table (see ``kit.smpd``), train rows then test rows in the official order."""
+        path = self.input("posts.parquet", made_by="01_eda")
+        posts = pd.read_parquet(path)
+        for column in posts.columns[posts.dtypes.map(lambda dtype: isinstance(dtype, pd.DatetimeTZDtype))]:
+            posts[column] = posts[column].dt.as_unit("s")
+        return posts
+
+    def write_block(self, block: Block) -> None:
+        """Save a block as ``blocks/<name>/values.npy`` and ``meta.json``, with the ids of its rows."""
+        if block.values.dtype not in (np.float16, np.float32):
+            raise ValueError(f"block {block.name} is {block.values.dtype}; float16 or float32 expected")
+        ids_hash = self._ids_hash()
+        if len(block.values) != ids_hash[0]:
+            raise ValueError(f"block {block.name} has {len(block.values):,} rows, the posts table {ids_hash[0]:,}")
+        folder = self.dir / "blocks" / block.name
+        shutil.rmtree(folder, ignore_errors=True)
+        values_path = self.output(f"blocks/{block.name}/values.npy")
+        with atomic_path(values_path) as temporary:
+            np.save(temporary, block.values)
+        meta = {
+            "name": block.name, "columns": list(block.columns), "categorical": list(block.categorical),
+            "source": block.source, "dtype": str(block.values.dtype), "shape": list(block.values.shape),
+            "ids": ids_hash[1], "hash": hash_file(values_path),
+        }  # fmt: skip
+        write_json(self.output(f"blocks/{block.name}/meta.json"), meta)
+
+    def read_block(self, name: str) -> Block:
+        """The block of that name, its values memory-mapped and read-only.
+
+        Raises:
+            InputError: no such block in this run, or one made for other posts.
+        """
+        folder = self.dir / "blocks" / name
+        if not (folder / "meta.json").is_file():
+            known = ", ".join(self.block_names()) or "none"
+            raise InputError(f"no block '{name}' in {self.dir}; this run has: {known}")
+        meta = read_json(self.input(f"blocks/{name}/meta.json"))
+        if meta["ids"] != self._ids_hash()[1]:
+            raise InputError(
+                f"block '{name}' was made for other posts than {self.dir / 'posts.parquet'} holds: "
+                "run the step that writes it again"
+            )
+        values = np.load(folder / "values.npy", mmap_mode="r")
+        return Block(name, values, meta["columns"], meta["categorical"], meta["source"])
+
+    def drop_block(self, name: str) -> None:
+        """Remove a block that this step no longer makes, so that no later step reads a left-over."""
+        shutil.rmtree(self.dir / "blocks" / name, ignore_errors=True)
+
+    def block_names(self) -> list[str]:
+        """Names of the blocks this run holds; a step that asks is run again when the list changes."""
+        names = sorted(path.parent.name for path in (self.dir / "blocks").glob("*/meta.json"))
+        self._reads["blocks/"] = {"hash": digest(names)}
+        return names
+
+    # --- files ------------------------------------------------------------------------------------------------------
+
+    def path(self, name: str) -> Path:
+        """Path of a file inside the run, its folder made."""
+        path = self.dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def output(self, name: str) -> Path:
+        """Path of an artefact this step writes; it must exist when the step finishes."""
+        self._writes[name] = self.path(name)
+        return self._writes[name]
+
+    def input(self, name: str, made_by: str = "an earlier step") -> Path:
+        """Path of a file an earlier step wrote; this step is run again when its content changes.
+
+        Raises:
+            InputError: the file is not there.
+        """
+        path = self.dir / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing: it is written by {made_by}, run that first (./run_all.sh --from ...)")
+        if name not in self._writes:
+            self._reads[name] = fingerprint(path)
+        return path
+
+    def use(self, *paths: Path) -> None:
+        """Note files outside the run that this step reads, or would read if they were there: a release, weights."""
+        self._inputs.update({str(path): fingerprint(path) for path in paths})
+
+    def write_table(self, name: str, table: pd.DataFrame, index: bool = False) -> None:
+        """Save a table as ``tables/<name>.csv``."""
+        with atomic_path(self.output(f"tables/{name}.csv")) as temporary:
+            table.to_csv(temporary, index=index)
+
+    def read_table(self, name: str, **options: Any) -> pd.DataFrame:
+        """The table ``tables/<name>.csv`` an earlier step wrote."""
+        return pd.read_csv(self.input(f"tables/{name}.csv"), **options)
+
+    def write_figure(self, name: str, figure: Any) -> Any:
+        """Save a matplotlib figure as ``figures/<name>.png``; returns the picture for a notebook to show."""
+        from IPython.display import Image
+
+        path = self.output(f"figures/{name}.png")
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=144, bbox_inches="tight", facecolor="white")
+        return Image(data=path.read_bytes(), width=round(96 * figure.get_figwidth()))
+
+    # --- the end of a step ------------------------------------------------------------------------------------------
+
+    def finish(self, **metrics: float | int | str) -> None:
+        """Close the step: check that everything it announced was written, note reads, writes and figures, print them.
+
+        The done-mark itself is written by ``kit.pipeline``, after the notebook has ended without an error.
+        """
+        if self.step is None:
+            raise ValueError("this run was opened to read only; open it with step='NN_name' to finish a step")
+        if missing := [name for name, path in self._writes.items() if not path.exists()]:
+            raise RuntimeError(f"step {self.step} announced files it did not write: {', '.join(missing)}")
+        record = {
+            "step": self.step, "reads": self._reads, "inputs": self._inputs,
+            "writes": {name: fingerprint(path) for name, path in sorted(self._writes.items())},
+            "metrics": metrics, "kernel_s": round(time.perf_counter() - self._started, 1),
+            "peak_mb": peak_memory_mb(), "by_hand": HEADLESS not in os.environ,
+        }  # fmt: skip
+        write_json(pending_path(self.dir, self.step), record)
+        print(f"{self.step} wrote {len(self._writes)} files under {self.dir.name}/:")
+        for name in _short_listing(list(self._writes)):
+            print(f"  {name}")
+        for name, value in metrics.items():
+            print(f"  {name} = {value:.4f}" if isinstance(value, float) else f"  {name} = {value}")
+        if record["by_hand"]:
+            number = self.step.split("_")[0]
+            print(f"Run by hand: the next ./run_all.sh runs this step again, unless it is told --accept {number}.")
+
+    def _ids_hash(self) -> tuple[int, str]:
+        """Number of posts and a hash of their Pids, cached by the state of posts.parquet."""
+        path = self.input("posts.parquet", made_by="01_eda")
+        stamp = (path.stat().st_mtime_ns, path.stat().st_size)
+        if getattr(self, "_ids", (None,))[0] != stamp:
+            pids = pd.read_parquet(path, columns=["Pid"])["Pid"]
+            self._ids = (stamp, (len(pids), digest(pids.tolist())))
+        return self._ids[1]
+
+
+# --- paths, files, hashes --------------------------------------------------------------------------------------------
+
+
+def resolve(path: str | Path) -> Path:
+    """The absolute path; a relative one starts at the project root, wherever the notebook or the command was started."""
+    path = Path(path).expanduser()
+    return path.resolve() if path.is_absolute() else (PROJECT_ROOT / path).resolve()
+
+
+def done_path(run_dir: Path, step: str) -> Path:
+    """Where the done-mark of a step lies."""
+    return run_dir / "done" / f"{step}.json"
+
+
+def pending_path(run_dir: Path, step: str) -> Path:
+    """Where a notebook leaves its own record before the pipeline turns it into a done-mark."""
+    return run_dir / "done" / f"{step}.pending.json"
+
+
+def check_writable(folder: Path) -> None:
+    """Make ``folder`` and make sure that files can be written to it.
+
+    Raises:
+        InputError: it is a file, or the system refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot write to the output folder {folder} ({error.strerror or error}): "
+            "give a folder you may write to with --out"
+        ) from error
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its name only if the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file at once: a reader sees the old content or the new, never a part."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as readable JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, default=_plain) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file this kit wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def digest(value: Any) -> str:
+    """A short content hash of anything JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()[:16]
+
+
+def hash_file(path: Path) -> str:
+    """A short content hash of a file."""
+    hasher = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while chunk := handle.read(1 << 22):
+            hasher.update(chunk)
+    return hasher.hexdigest()[:16]
+
+
+def fingerprint(path: Path) -> dict | None:
+    """Size, time of change and content hash of a file; None where there is no file."""
+    if not path.is_file():
+        return None
+    stat = path.stat()
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "hash": hash_file(path)}
+
+
+def matches(path: Path, known: dict | None) -> bool:
+    """Whether the file still has the content of a fingerprint; only a file with another time of change is read."""
+    if known is None or not path.is_file():
+        return known is None and not path.is_file()
+    stat = path.stat()
+    if stat.st_size != known["size"]:
+        return False
+    return stat.st_mtime_ns == known["mtime_ns"] or hash_file(path) == known["hash"]
+
+
+def loaded_versions() -> str:
+    """Versions of Python and of the packages this process has imported so far, in one line."""
+    names = ["numpy", "pandas", "sklearn", "torch", "open_clip", "lightgbm", "catboost", "kit"]
+    loaded = [f"{name} {sys.modules[name].__version__}" for name in names if name in sys.modules]
+    return ", ".join([f"python {platform.python_version()}", *loaded])
+
+
+def peak_memory_mb() -> int:
+    """Largest resident memory of this process so far, in MB (0 where the system does not tell)."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1 << 20 if platform.system() == "Darwin" else 1 << 10))
+
+
+def progress(items: Iterable, total: int | None = None, label: str = "", unit: str = "it") -> Iterator:
+    """The items, with a tqdm bar in a terminal and otherwise at most one line per 10 s: count, rate, time left."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, total=total, desc=label, unit=unit)
+        return
+    total = total if total is not None else len(items) if hasattr(items, "__len__") else None
+    started = last = time.perf_counter()
+    for count, item in enumerate(items, start=1):
+        yield item
+        now = time.perf_counter()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            print(_progress_line(label, unit, count, total, now - started), flush=True)
+
+
+def _progress_line(label: str, unit: str, count: int, total: int | None, elapsed_s: float) -> str:
+    rate = count / max(elapsed_s, 1e-9)
+    line = f"{label}: {count:,}" + (f" of {total:,}" if total else "") + f" {unit}, {rate:,.1f} {unit}/s"
+    return line + (f", {(total - count) / rate:,.0f} s left" if total else "")
+
+
+def _short_listing(names: list[str], limit: int = 20) -> list[str]:
+    return names if len(names) <= limit else [*names[: limit - 1], f"... and {len(names) - limit + 1} more"]
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars and paths as JSON knows them."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -1,0 +1,463 @@
+"""Read an SMPD-Image release of any year into one typed table of posts.
+
+A release is a folder of row-aligned files: five JSON files per part (category, text, time and place, user, additional),
+a list of image paths, and the labels of the train part. The years differ in file names, nesting, types and spelling;
+they agree in one thing: row i of every file is the same post. That is verified by (Uid, Pid) wherever a file carries
+them, and never assumed or repaired.
+
+Nothing about the data is built in: no number of posts, no list of categories, no range of labels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pandas as pd
+
+from kit.errors import InputError
+
+FILES = {  # role -> names since 2022, names of 2020
+    "category": ("{part}_category.json",),
+    "text": ("{part}_text.json", "{part}_tags.json"),
+    "time": ("{part}_temporalspatial_information.json", "{part}_temporalspatial.json"),
+    "user": ("{part}_user_data.json", "{part}_userdata.json"),
+    "additional": ("{part}_additional_information.json", "{part}_additional.json"),
+    "images": ("{part}_img_filepath.txt", "{part}_img.txt"),
+    "label": ("{part}_label.txt",),
+}
+JSON_ROLES = ("text", "category", "time", "user", "additional")  # the first one sets the order of the posts
+FOLDERS = ("", "{part}_allmetadata_json")
+SPELLINGS = {"Tile": "Title", "timezone_timezone_id": "timezone_id"}  # as met in some files -> what is meant
+NEEDED = {
+    "text": ("Title", "Alltags"),
+    "category": ("Category", "Subcategory", "Concept"),
+    "time": ("Postdate", "Latitude", "Longitude", "Geoaccuracy"),
+    "user": (),
+    "additional": (),
+}
+CATEGORIES = ("Category", "Subcategory", "Concept", "Mediatype", "Mediastatus", "timezone_id")
+TEXTS = ("Title", "Alltags", "Pathalias")
+NUMBERS = ("Latitude", "Longitude", "Geoaccuracy", "Ispublic", "photo_count", "ispro", "canbuypro")
+DATES = ("Postdate", "photo_firstdate", "photo_firstdatetaken")
+DESCRIPTIONS = ("user_description", "location_description")
+EXTERNAL = (
+    "totalViews", "totalTags", "totalGeotagged", "totalFaves", "totalInGroup", "photoCount", "followerCount",
+    "followingCount",
+)  # fmt: skip
+COLUMNS = (
+    "Uid", "Pid", "Category", "Subcategory", "Concept", "Title", "Alltags", "Mediatype", "Postdate", "Latitude",
+    "Longitude", "Geoaccuracy", "photo_firstdate", "photo_firstdatetaken", "photo_count", "ispro", "canbuypro",
+    "timezone_offset", "timezone_id", "user_description", "location_description", "Pathalias", "Ispublic",
+    "Mediastatus", "image_path", "label", "split",
+)  # fmt: skip
+MISSING = {"", "none", "null", "nan"}
+EARLIEST, LATEST = pd.Timestamp("1826-01-01", tz="UTC"), pd.Timestamp("2100-01-01", tz="UTC")  # the first photograph
+
+
+def read_release(path: str | Path) -> pd.DataFrame:
+    """One row per post: the train part, then the test part, each in the official order.
+
+    Args:
+        path: folder of the release, its files flat or under ``train_allmetadata_json/`` and ``test_allmetadata_json/``.
+    Returns:
+        The posts table. Uid, Pid, Title, Alltags, Pathalias, image_path: str, "" where missing. Category, Subcategory,
+        Concept, Mediatype, Mediastatus, timezone_id, user_description, location_description, split: category.
+        Postdate, photo_firstdate, photo_firstdatetaken: UTC to the second, NaT where missing or impossible. Latitude,
+        Longitude (degrees), Geoaccuracy, Ispublic, photo_count, ispro, canbuypro, timezone_offset (minutes where the
+        file says "+01:00"): float, NaN where missing. label: float, NaN in the test part. Old releases give
+        descriptions as number lists; these become ``user_description_vector`` and ``location_description_vector``
+        (float32 arrays or None). With a ``user_additional.csv`` in the release folder or beside it, also its eight
+        columns, joined by Pathalias.
+    Raises:
+        InputError: a file is missing, damaged, of another length or in another order than the rest; a post appears
+            twice; a label is no number; the release holds no posts.
+    Source:
+        The release's quirks were collected from the public loaders of USTC, HyFea, SKAPP and the challenge's samples.
+    """
+    root = _open_folder(Path(path))
+    parts = [_read_part(root, "train")]
+    if _has_part(root, "test"):
+        parts.append(_read_part(root, "test"))
+    posts = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
+    _refuse_duplicates(posts, root)
+    posts = _type_columns(posts)
+    posts["Pathalias"] = _fill_alias(posts)
+    posts = posts[[*COLUMNS, *(f"{name}_vector" for name in DESCRIPTIONS if f"{name}_vector" in posts)]]
+    return _join_external(posts, root)
+
+
+def release_files(path: str | Path) -> list[Path]:
+    """Every metadata file ``read_release`` reads or would read if it were there: a change in any of them matters."""
+    root = Path(path)
+    names = [root / folder.format(part=part) / name.format(part=part)
+             for part in ("train", "test") for role in FILES for name in FILES[role] for folder in FOLDERS
+             if (part, role) != ("test", "label")]  # fmt: skip
+    return [*names, *_external_candidates(root)]
+
+
+# --- finding files ----------------------------------------------------------------------------------------------------
+
+
+def _open_folder(root: Path) -> Path:
+    if not root.exists():
+        raise InputError(f"no folder {root}: unpack the SMPD release there, or name its folder with --data")
+    if not root.is_dir():
+        hint = "unpack it and give the folder" if root.suffix in (".zip", ".gz", ".tar") else "give the folder instead"
+        raise InputError(f"{root} is a file, not the folder of a release: {hint}")
+    try:
+        os.listdir(root)
+    except OSError as error:
+        raise InputError(f"cannot read the folder {root} ({error.strerror}): check its permissions") from error
+    return root
+
+
+def _candidates(root: Path, part: str, role: str) -> list[Path]:
+    paths = [root / folder.format(part=part) / name.format(part=part) for folder in FOLDERS for name in FILES[role]]
+    return [path for path in paths if path.is_file()]
+
+
+def _has_part(root: Path, part: str) -> bool:
+    return any(_candidates(root, part, role) for role in FILES if role != "label")
+
+
+def _find_file(root: Path, part: str, role: str) -> Path:
+    found = _candidates(root, part, role)
+    names = " or ".join(name.format(part=part) for name in FILES[role])
+    if not found:
+        raise InputError(
+            f"{names} is missing in {root} (looked there and under {FOLDERS[1].format(part=part)}/): "
+            "put the file of the release there"
+        )
+    if len(found) > 1:
+        listed = ", ".join(str(path) for path in found)
+        raise InputError(f"{len(found)} files for the same thing: {listed}; keep the one that belongs to this release")
+    return found[0]
+
+
+# --- reading one part -------------------------------------------------------------------------------------------------
+
+
+def _read_part(root: Path, part: str) -> pd.DataFrame:
+    """All columns of the train or the test part, values as they stand in the files, rows verified to be aligned."""
+    paths = {role: _find_file(root, part, role) for role in (*JSON_ROLES, "images")}
+    if part == "train":
+        paths["label"] = _find_file(root, part, "label")
+    tables = {role: _read_json(paths[role], NEEDED[role]) for role in JSON_ROLES}
+    lines = {role: _read_lines(path) for role, path in paths.items() if path.suffix == ".txt"}
+    _check_lengths({paths[role]: len(rows) for role, rows in {**tables, **lines}.items()})
+    ids = _check_ids(tables, paths)
+
+    columns = {"Uid": ids["Uid"], "Pid": ids["Pid"]}
+    for table in tables.values():
+        columns.update({name: table[name] for name in table.columns if name in COLUMNS and name not in columns})
+    columns["image_path"] = _image_paths(lines["images"], ids, root, part, paths["images"])
+    columns["label"] = _read_labels(lines["label"], paths["label"]) if part == "train" else np.nan
+    columns["split"] = part
+    return pd.DataFrame(columns).reindex(columns=list(COLUMNS))
+
+
+def _read_json(path: Path, needed: Iterable[str]) -> pd.DataFrame:
+    """The table in a JSON file: a list of rows, or ``{column: {row: value}}`` as pandas writes it."""
+    content = _parse_json(path)
+    if isinstance(content, list):
+        names = _column_names(content, path)
+        table = pd.DataFrame({name: _object_array([row.get(name) for row in content]) for name in names})
+    elif isinstance(content, dict):
+        table = _columnar_table(content, path)
+    else:
+        raise InputError(f"{path} holds a JSON {type(content).__name__}; expected a list of posts or a table by columns")
+    table = table.rename(columns={old: new for old, new in SPELLINGS.items() if new not in table})
+    if absent := [name for name in needed if name not in table]:
+        raise InputError(f"{path} has no {', '.join(absent)}; it holds: {', '.join(table.columns) or 'nothing'}")
+    return table
+
+
+def _parse_json(path: Path) -> Any:
+    raw = _read_bytes(path)
+    if not raw.strip():
+        raise InputError(f"{path} is empty: copy it from the release again")
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        pass  # NaN and unpaired surrogates are no JSON for orjson but occur in released files
+    try:
+        return json.loads(raw)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start:,}): copy it from the release again") from error
+    except json.JSONDecodeError as error:
+        cut = "; it ends too early, so the copy is probably incomplete" if error.pos >= len(error.doc.rstrip()) - 1 else ""
+        raise InputError(
+            f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno} "
+            f"(character {error.pos:,} of {len(error.doc):,}){cut}. Copy it from the release again"
+        ) from error
+
+
+def _column_names(rows: list, path: Path) -> list[str]:
+    names: dict[str, None] = {}
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, row {i}: expected one post as {{name: value}}, found {str(row)[:60]!r}")
+        if row.keys() - names.keys():
+            names.update(dict.fromkeys(row))
+    return list(names)
+
+
+def _columnar_table(content: dict, path: Path) -> pd.DataFrame:
+    columns, first_keys = {}, None
+    for name, values in content.items():
+        if not isinstance(values, (dict, list)):
+            raise InputError(f"{path}: column {name!r} is a {type(values).__name__}; expected its values by row")
+        keys = list(values) if isinstance(values, dict) else [str(i) for i in range(len(values))]
+        first_keys = keys if first_keys is None else first_keys
+        if keys != first_keys:
+            raise InputError(f"{path}: column {name!r} has other rows ({len(keys):,}) than the first ({len(first_keys):,})")
+        columns[name] = _object_array(list(values.values()) if isinstance(values, dict) else values)
+    return pd.DataFrame(columns)
+
+
+def _object_array(values: list) -> np.ndarray:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}): check its permissions") from error
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return _read_bytes(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start:,}): copy it from the release again") from error
+
+
+# --- rows that belong together ----------------------------------------------------------------------------------------
+
+
+def _check_lengths(n_rows: dict[Path, int]) -> None:
+    if len(set(n_rows.values())) > 1:
+        listed = ", ".join(f"{path.name} {n:,}" for path, n in n_rows.items())
+        raise InputError(
+            f"the files under {next(iter(n_rows)).parent} differ in length: {listed}. Every file must hold the same posts, "
+            "one row each: copy the odd one from the release again"
+        )
+    if not next(iter(n_rows.values())):
+        raise InputError(f"{next(iter(n_rows))} holds no posts: this release is empty")
+
+
+def _check_ids(tables: dict[str, pd.DataFrame], paths: dict[str, Path]) -> pd.DataFrame:
+    """(Uid, Pid) of every row as text, equal in every file that carries them."""
+    reference = tables[JSON_ROLES[0]]
+    if absent := [name for name in ("Uid", "Pid") if name not in reference]:
+        raise InputError(f"{paths[JSON_ROLES[0]]} has no {' and no '.join(absent)}, so its posts cannot be told apart")
+    ids = pd.DataFrame({name: _as_id(reference[name]) for name in ("Uid", "Pid")})
+    if (empty := ids.eq("").any(axis=1)).any():
+        row = int(empty.argmax())
+        raise InputError(f"{paths[JSON_ROLES[0]]}, row {row}: Uid {ids.Uid[row]!r}, Pid {ids.Pid[row]!r}; an id is missing")
+    for role in JSON_ROLES[1:]:
+        known = [name for name in ("Uid", "Pid") if name in tables[role]]
+        if not known and role != "user":  # the user file of 2020 has rows but no ids
+            raise InputError(f"{paths[role]} has neither Uid nor Pid, so its rows cannot be matched with the posts")
+        for name in known:
+            _check_same(ids, _as_id(tables[role][name]), name, paths[role], paths[JSON_ROLES[0]])
+    return ids
+
+
+def _check_same(ids: pd.DataFrame, found: pd.Series, name: str, path: Path, reference_path: Path) -> None:
+    wrong = (found.to_numpy() != ids[name].to_numpy()).nonzero()[0]
+    if len(wrong):
+        row = int(wrong[0])
+        same_posts = sorted(found) == sorted(ids[name])
+        what = "holds the same posts in another order" if same_posts else "holds other posts"
+        raise InputError(
+            f"{path} {what} than {reference_path.name}: row {row} has {name} {found.iloc[row]!r} where "
+            f"{ids[name].iloc[row]!r} is expected ({len(wrong):,} of {len(ids):,} rows differ). All files must list the "
+            "posts in one order: copy the file from the release again"
+        )
+
+
+def _as_id(values: pd.Series) -> pd.Series:
+    """Ids as text: 12, 12.0 and "12" are one id."""
+    return pd.Series([_id_text(value) for value in values], dtype=object)
+
+
+def _id_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value.strip()
+    if value is None or value != value:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _refuse_duplicates(posts: pd.DataFrame, root: Path) -> None:
+    twice = posts.duplicated(["Uid", "Pid"], keep=False)
+    if twice.any():
+        first = posts.index[twice][0]
+        uid, pid = posts.loc[first, ["Uid", "Pid"]]
+        rows = posts.index[posts.Uid.eq(uid) & posts.Pid.eq(pid)]
+        n_train = int(posts.split.eq("train").sum())
+        where = ", ".join(f"{posts.split[row]} row {row - (n_train if posts.split[row] == 'test' else 0)}" for row in rows)
+        raise InputError(
+            f"{root}: the post Uid {uid}, Pid {pid} appears {len(rows)} times ({where}); {int(twice.sum()):,} rows share their "
+            "(Uid, Pid) with another. Every post must appear once: remove the copies from all files"
+        )
+
+
+def _image_paths(lines: list[str], ids: pd.DataFrame, root: Path, part: str, source: Path) -> list[str]:
+    """Absolute image paths, "" for a post without one; the list's own ids must fit the posts.
+
+    The list says ``train/<Uid>/<Pid>.jpg`` where the archive unpacks to ``SMP_train_images/<Uid>/<Pid>.jpg``.
+    """
+    unpacked = f"SMP_{part}_images"
+    rename = not (root / part).is_dir() and (root / unpacked).is_dir()
+    paths = []
+    for row, (line, pid) in enumerate(zip(lines, ids["Pid"], strict=True)):
+        relative = line.strip().replace("\\", "/")
+        if relative.lower() in MISSING:
+            paths.append("")
+            continue
+        steps = relative.split("/")
+        if relative.startswith("/") or ".." in steps or ":" in steps[0]:
+            raise InputError(f"{source}, line {row + 1}: {relative!r} leads out of the release; expected {part}/<Uid>/<Pid>.jpg")
+        if steps[-1].rsplit(".", 1)[0] != pid:
+            raise InputError(
+                f"{source}, line {row + 1}: image {relative!r} where the image of Pid {pid!r} is expected: the list is in "
+                "another order than the posts, or belongs to another release"
+            )
+        if rename and steps[0] == part:
+            steps[0] = unpacked
+        paths.append(os.path.join(root, *steps))
+    return paths
+
+
+def _read_labels(lines: list[str], path: Path) -> np.ndarray:
+    labels = pd.to_numeric(pd.Series(lines, dtype=object).str.strip(), errors="coerce").to_numpy(dtype=float)
+    if (wrong := ~np.isfinite(labels)).any():
+        row = int(wrong.argmax())
+        raise InputError(
+            f"{path}, line {row + 1}: {lines[row].strip()!r} is not a number ({int(wrong.sum()):,} such lines); every line "
+            "must hold the popularity of one post, e.g. 6.23"
+        )
+    return labels
+
+
+# --- types ------------------------------------------------------------------------------------------------------------
+
+
+def _type_columns(posts: pd.DataFrame) -> pd.DataFrame:
+    for name in DESCRIPTIONS:
+        vectors = _number_lists(posts[name])
+        if vectors is not None:
+            posts[f"{name}_vector"], posts[name] = vectors, ""
+    for name in (*TEXTS, *CATEGORIES, *DESCRIPTIONS):
+        posts[name] = _as_text(posts[name])
+    for name in (*CATEGORIES, *DESCRIPTIONS, "split"):
+        posts[name] = posts[name].astype("category")
+    for name in NUMBERS:
+        posts[name] = _as_number(posts[name])
+    for name in DATES:
+        posts[name] = _as_date(posts[name])
+    posts["timezone_offset"] = _as_minutes(posts["timezone_offset"])
+    posts["label"] = posts["label"].astype(float)
+    return posts
+
+
+def _as_text(values: pd.Series) -> pd.Series:
+    """Trimmed text, one space between words, "" where missing; a list of words is joined."""
+    return pd.Series([_plain_text(value) for value in values], index=values.index, dtype=object)
+
+
+def _plain_text(value: Any) -> str:
+    if isinstance(value, list):
+        value = " ".join(map(str, value))
+    if value is None or value != value:
+        return ""
+    text = " ".join(value.split()) if isinstance(value, str) else _id_text(value)
+    return "" if text.lower() in MISSING else text.encode("utf-8", "replace").decode()  # unpaired surrogates become "?"
+
+
+def _as_number(values: pd.Series) -> pd.Series:
+    return pd.to_numeric(values, errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
+
+
+def _as_date(values: pd.Series) -> pd.Series:
+    """UTC times to the second from epoch seconds or "YYYY-MM-DD HH:MM:SS"; NaT where there is no possible date."""
+    seconds = _as_number(values)
+    possible = seconds.between(EARLIEST.timestamp(), LATEST.timestamp())
+    epochs = seconds.where(possible, 0).astype(np.int64).to_numpy().astype("datetime64[s]")
+    dates = pd.Series(epochs, index=values.index).dt.tz_localize("UTC").where(possible)
+    rest = seconds.isna() & values.notna() & ~values.astype(str).str.lower().isin(MISSING)
+    if rest.any():
+        parsed = pd.to_datetime(values[rest].astype(str), format="%Y-%m-%d %H:%M:%S", errors="coerce", utc=True)
+        dates[rest] = parsed.where(parsed.between(EARLIEST, LATEST)).dt.as_unit("s")
+    return dates
+
+
+def _as_minutes(values: pd.Series) -> pd.Series:
+    """Offsets in minutes: "+01:00" -> 60; a bare number is kept as it is."""
+    minutes = _as_number(values)
+    clock = values.astype(str).str.extract(r"^\s*(?P<sign>[+-])(?P<h>\d{1,2}):?(?P<m>\d{2})\s*$")
+    from_clock = clock["h"].astype(float) * 60 + clock["m"].astype(float)
+    return minutes.where(clock["h"].isna(), from_clock * np.where(clock["sign"] == "-", -1, 1))
+
+
+def _number_lists(values: pd.Series) -> pd.Series | None:
+    """Float32 arrays (None where empty) if the column holds comma-separated number lists, else None."""
+    codes, distinct = pd.factorize(values.where(values.notna(), "").astype(str).str.strip())
+    filled = [text for text in distinct if text.lower() not in MISSING]
+    number_list = re.compile(r"(?:[-+.\deE]+\s*,\s*){7,}[-+.\deE]*")
+    if not filled or not all(number_list.fullmatch(text) for text in filled[:50]):
+        return None
+    arrays = _object_array([_parse_number_list(text) for text in distinct])
+    return pd.Series(arrays[codes], index=values.index)
+
+
+def _parse_number_list(text: str) -> np.ndarray | None:
+    try:
+        return np.array([item for item in text.split(",") if item.strip()], dtype=np.float32) if "," in text else None
+    except ValueError:
+        return None
+
+
+# --- scraped user statistics, optional --------------------------------------------------------------------------------
+
+
+def _fill_alias(posts: pd.DataFrame) -> pd.Series:
+    """Pathalias, missing ones filled from another post of the same user."""
+    known = posts.loc[posts["Pathalias"] != ""].drop_duplicates("Uid").set_index("Uid")["Pathalias"]
+    return posts["Pathalias"].where(posts["Pathalias"] != "", posts["Uid"].map(known)).fillna("").astype(object)
+
+
+def _external_candidates(root: Path) -> list[Path]:
+    return [root / "user_additional.csv", root.parent / "user_additional.csv"]
+
+
+def _join_external(posts: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """The posts with the columns of ``user_additional.csv``; a row of zeros there means that the user was not found."""
+    path = next((path for path in _external_candidates(root) if path.is_file()), None)
+    if path is None:
+        return posts
+    try:
+        table = pd.read_csv(path, dtype={"Pathalias": str}, keep_default_na=False)
+    except (ValueError, OSError) as error:
+        raise InputError(f"cannot read {path}: {error}. Expected a CSV with Pathalias, {', '.join(EXTERNAL)}") from error
+    if absent := [name for name in ("Pathalias", *EXTERNAL) if name not in table]:
+        raise InputError(f"{path} has no column {', '.join(absent)}; it has {', '.join(table.columns)}")
+    values = table[list(EXTERNAL)].apply(pd.to_numeric, errors="coerce").astype(float)
+    found = values.fillna(0).ne(0).any(axis=1) & ~table["Pathalias"].str.lower().isin(MISSING)
+    values = values[found].set_index(table.loc[found, "Pathalias"])
+    values = values[~values.index.duplicated()]
+    if not posts["Pathalias"].isin(values.index).any():
+        return posts  # the file belongs to another release
+    return posts.join(values, on="Pathalias")
