@@ -166,6 +166,8 @@ def _read_part(root: Path, part: str) -> pd.DataFrame:
 def _read_json(path: Path, needed: Iterable[str]) -> pd.DataFrame:
     """The table in a JSON file: a list of rows, or ``{column: {row: value}}`` as pandas writes it."""
     content = _parse_json(path)
+    if not content:
+        raise InputError(f"{path} holds no posts: this release is empty")
     if isinstance(content, list):
         names = _column_names(content, path)
         table = pd.DataFrame({name: _object_array([row.get(name) for row in content]) for name in names})
@@ -252,8 +254,6 @@ def _check_lengths(n_rows: dict[Path, int]) -> None:
             f"the files under {next(iter(n_rows)).parent} differ in length: {listed}. Every file must hold the same posts, "
             "one row each: copy the odd one from the release again"
         )
-    if not next(iter(n_rows.values())):
-        raise InputError(f"{next(iter(n_rows))} holds no posts: this release is empty")
 
 
 def _check_ids(tables: dict[str, pd.DataFrame], paths: dict[str, Path]) -> pd.DataFrame:

@@ -1,0 +1,259 @@
+"""Every layout of a release reads to the same table; every fault is named and nothing is guessed."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kit import smpd
+from kit.errors import InputError
+from kit.smpd import read_release
+
+
+def test_rows_keep_the_official_order_and_types(release):
+    posts = read_release(release.write())
+    expected = [row["Pid"] for part in ("train", "test") for row in release.parts[part]["text"]]
+    assert posts["Pid"].tolist() == expected
+    assert posts["split"].tolist() == ["train"] * 40 + ["test"] * 12
+    assert posts["label"][:40].tolist() == release.parts["train"]["label"]
+    assert posts["label"][40:].isna().all()
+    assert str(posts["Postdate"].dtype) == "datetime64[s, UTC]"
+    assert posts["Postdate"][0] == pd.Timestamp("2015-04-25 22:13:20", tz="UTC")
+    assert posts["photo_firstdatetaken"][0] == pd.Timestamp("2010-05-04 03:02:01", tz="UTC")
+    assert posts["timezone_offset"].eq(60).all()
+    assert posts["Longitude"].isna().all() and posts["Latitude"].eq(0).all()
+    assert posts["Pathalias"].eq("").all()
+    assert posts["image_path"][3] == str(release.root / "train" / posts["Uid"][3] / f"{posts['Pid'][3]}.jpg")
+
+
+def test_all_layouts_give_the_same_table(release):
+    flat = read_release(release.write())
+    for part in ("train", "test"):  # the nested layout
+        folder = release.root / f"{part}_allmetadata_json"
+        folder.mkdir()
+        for path in release.root.glob(f"{part}_*.*"):
+            path.rename(folder / path.name)
+    pd.testing.assert_frame_equal(read_release(release.root), flat)
+    old_names = {"text": "tags", "temporalspatial_information": "temporalspatial", "user_data": "userdata",
+                 "additional_information": "additional", "img_filepath": "img"}  # fmt: skip
+    for path in list(release.root.glob("*/*.*")):  # the names of 2020
+        part, _, stem = path.stem.partition("_")
+        path.rename(path.with_name(f"{part}_{old_names.get(stem, stem)}{path.suffix}"))
+    assert (release.root / "train_allmetadata_json" / "train_tags.json").is_file()
+    pd.testing.assert_frame_equal(read_release(release.root), flat)
+
+
+def test_columnar_user_file_and_numeric_ids_read_the_same(release):
+    flat = read_release(release.write())
+    for part in ("train", "test"):
+        rows = pd.DataFrame(release.parts[part]["user"])
+        rows["Pid"] = rows["Pid"].astype(int)
+        columns = {name: {str(i): value for i, value in enumerate(rows[name].tolist())} for name in rows}
+        release.path(part, "user").write_text(json.dumps(columns))
+    pd.testing.assert_frame_equal(read_release(release.root), flat)
+
+
+def test_user_file_without_ids_is_taken_by_position(release):
+    for part in ("train", "test"):
+        for row in release.parts[part]["user"]:
+            del row["Uid"], row["Pid"]
+            row["timezone_timezone_id"] = row.pop("timezone_id")
+    posts = read_release(release.write())
+    assert posts["photo_count"][39] == 90
+    assert posts["timezone_id"].eq("5").all()
+
+
+def test_spellings_and_missing_values(release):
+    rows = release.parts["train"]
+    for row in rows["text"]:
+        row["Tile"] = row.pop("Title")
+    rows["text"][0]["Tile"] = None
+    rows["text"][1]["Tile"] = "None"
+    rows["text"][2].update(Tile="  two\n words ", Alltags=["a", "b"])
+    rows["user"][0].update(photo_firstdate="None", photo_count=None, timezone_offset="-03:30", photo_firstdatetaken="0000-00-00 00:00:00")
+    rows["time"][1]["Postdate"] = "no date"
+    posts = read_release(release.write())
+    assert posts["Title"][:3].tolist() == ["", "", "two words"] and posts["Alltags"][2] == "a b"
+    assert posts[["photo_firstdate", "photo_firstdatetaken", "photo_count"]].iloc[0].isna().all()
+    assert posts["timezone_offset"][0] == -210
+    assert posts["Postdate"].isna().tolist() == [False, True] + [False] * 50
+
+
+def test_number_list_descriptions_become_vectors(release):
+    for part in release.parts.values():
+        for i, row in enumerate(part["user"]):
+            row["user_description"] = ",".join(str(i + j / 2) for j in range(399))
+            row["location_description"] = "\n" if i % 2 else ",".join(["0.5"] * 400) + ",\n"
+    posts = read_release(release.write())
+    assert posts["user_description"].eq("").all()
+    np.testing.assert_array_equal(posts["user_description_vector"][2], np.float32(2 + np.arange(399) / 2))
+    assert posts["location_description_vector"][0].shape == (400,)
+    assert posts["location_description_vector"][1] is None
+
+
+def test_images_where_the_archive_unpacks_them(release):
+    root = release.write()
+    (root / "SMP_train_images").mkdir()
+    (root / "test").mkdir()
+    posts = read_release(root)
+    assert posts["image_path"][0].startswith(str(root / "SMP_train_images"))
+    assert posts["image_path"][40].startswith(str(root / "test"))
+
+
+def test_scraped_statistics_join_by_alias_and_spread_over_the_user(release):
+    for i, row in enumerate(release.parts["train"]["additional"]):
+        row["Pathalias"] = {0: "anna", 5: "bert"}.get(i, "None")
+    root = release.write()
+    header = ["Pathalias", *smpd.EXTERNAL]
+    rows = [["anna", *range(1, 9)], ["bert", *[0] * 8], ["None", *[5] * 8]]
+    pd.DataFrame(rows, columns=header).to_csv(root / "user_additional.csv", index=False)
+    posts = read_release(root)
+    assert posts["Pathalias"][:4].eq("anna").all() and posts["totalViews"][:4].eq(1).all()
+    assert posts["totalViews"][4:].isna().all()  # zeros mean "not found", an alias "None" is nobody
+    pd.DataFrame(rows, columns=header).drop(columns="totalFaves").to_csv(root / "user_additional.csv", index=False)
+    with pytest.raises(InputError, match="user_additional.csv has no column totalFaves"):
+        read_release(root)
+
+
+def test_release_without_test_part(release):
+    del release.parts["test"]
+    posts = read_release(release.write())
+    assert posts["split"].tolist() == ["train"] * 40
+
+
+def _drop_file(release):
+    release.path("train", "time").unlink()
+
+
+def _truncate(release):
+    path = release.path("test", "category")
+    path.write_text(path.read_text()[:-40])
+
+
+def _shorten(release):
+    release.path("train", "additional").write_text(json.dumps(release.parts["train"]["additional"][:-1]))
+
+
+def _shuffle(release):
+    release.path("train", "user").write_text(json.dumps(release.parts["train"]["user"][::-1]))
+
+
+def _shuffle_images(release):
+    lines = release.path("train", "images").read_text().splitlines()
+    release.path("train", "images").write_text("\n".join(lines[1:] + lines[:1]))
+
+
+def _other_posts(release):
+    rows = [{**row, "Pid": row["Pid"] + "9"} for row in release.parts["test"]["time"]]
+    release.path("test", "time").write_text(json.dumps(rows))
+
+
+def _word_as_label(release):
+    lines = release.path("train", "label").read_text().splitlines()
+    release.path("train", "label").write_text("\n".join([*lines[:6], "many", *lines[7:]]))
+
+
+def _nan_as_label(release):
+    lines = release.path("train", "label").read_text().splitlines()
+    release.path("train", "label").write_text("\n".join([*lines[:6], "nan", *lines[7:]]))
+
+
+def _missing_column(release):
+    rows = [{k: v for k, v in row.items() if k != "Concept"} for row in release.parts["train"]["category"]]
+    release.path("train", "category").write_text(json.dumps(rows))
+
+
+def _row_is_text(release):
+    release.path("train", "text").write_text(json.dumps([*release.parts["train"]["text"][:5], "post 6"]))
+
+
+def _empty_file(release):
+    release.path("train", "text").write_text("")
+
+
+def _both_names(release):
+    shutil.copy(release.path("train", "text"), release.root / "train_tags.json")
+
+
+def _path_outside(release):
+    lines = release.path("train", "images").read_text().splitlines()
+    release.path("train", "images").write_text("\n".join(["../../secret/100.jpg", *lines[1:]]))
+
+
+def _binary(release):
+    release.path("train", "label").write_bytes(b"\xff\xfe1.0\n")
+
+
+def _empty_release(release):
+    for role in release.NAMES:
+        release.path("train", role).write_text("[]")
+    release.path("train", "images").write_text("")
+    release.path("train", "label").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (_drop_file, r"train_temporalspatial_information.json or train_temporalspatial.json is missing in .*release"),
+        (_truncate, r"test_category.json is not valid JSON: .* line 1, column \d+ .*probably incomplete"),
+        (_shorten, r"differ in length: .*train_additional_information.json 39"),
+        (_shuffle, r"train_user_data.json holds the same posts in another order .*row 0 has .* 40 rows differ|another order"),
+        (_shuffle_images, r"train_img_filepath.txt, line 1: image .*another order"),
+        (_other_posts, r"test_temporalspatial_information.json holds other posts"),
+        (_word_as_label, r"train_label.txt, line 7: 'many' is not a number"),
+        (_nan_as_label, r"train_label.txt, line 7: 'nan' is not a number"),
+        (_missing_column, r"train_category.json has no Concept; it holds: Uid, Pid, Category, Subcategory"),
+        (_row_is_text, r"train_text.json, row 5: expected one post .* found 'post 6'"),
+        (_empty_file, r"train_text.json is empty"),
+        (_both_names, r"2 files for the same thing: .*train_text.json, .*train_tags.json"),
+        (_path_outside, r"train_img_filepath.txt, line 1: '../../secret/100.jpg' leads out of the release"),
+        (_binary, r"train_label.txt is not UTF-8 text"),
+        (_empty_release, r"holds no posts: this release is empty"),
+    ],
+)
+def test_faults_are_named(release, break_it, message):
+    release.write()
+    break_it(release)
+    with pytest.raises(InputError, match=message):
+        read_release(release.root)
+
+
+def test_a_post_that_appears_twice(release):
+    for role in release.parts["train"]:
+        release.parts["train"][role][9] = release.parts["train"][role][4]
+    with pytest.raises(InputError, match=r"the post Uid 1@N11, Pid 112 appears 2 times \(train row 4, train row 9\)"):
+        read_release(release.write())
+
+
+def test_a_test_post_that_is_also_a_train_post(release):
+    for role in release.NAMES:
+        release.parts["test"][role][2] = release.parts["train"][role][4]
+    release.parts["test"]["images"][2] = release.parts["train"]["images"][4]
+    with pytest.raises(InputError, match=r"train row 4, test row 2"):
+        read_release(release.write())
+
+
+def test_folders_that_are_none(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="no folder .*nowhere"):
+        read_release(tmp_path / "nowhere")
+    (tmp_path / "smpd.zip").write_bytes(b"PK")
+    with pytest.raises(InputError, match="is a file, not the folder of a release: unpack it"):
+        read_release(tmp_path / "smpd.zip")
+    with pytest.raises(InputError, match="train_text.json or train_tags.json is missing"):
+        read_release(tmp_path)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(smpd.os, "listdir", refuse)
+    with pytest.raises(InputError, match=r"cannot read the folder .*Permission denied"):
+        read_release(tmp_path)
+
+
+def test_release_files_names_what_is_read(release):
+    root = release.write()
+    files = smpd.release_files(root)
+    assert {path for path in files if path.is_file()} == set(root.glob("*.*"))
+    assert root / "user_additional.csv" in files
