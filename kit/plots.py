@@ -130,7 +130,8 @@ def posting_rhythm(posts: pd.DataFrame) -> Figure:
             axes[0, 1].step(counts.index, counts, where="mid", color=COLOURS[split], label=split)
     axes[0, 1].set(ylabel=f"posts per {name}", title="Train and test in time", ylim=(0, None))
     axes[0, 1].tick_params(axis="x", rotation=30)
-    axes[0, 1].legend()
+    if len(dated):
+        axes[0, 1].legend()
     return figure
 
 

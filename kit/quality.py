@@ -87,7 +87,8 @@ def label_correlation(block: Block, labels: pd.Series) -> pd.DataFrame:
     """
     train = labels.notna().to_numpy()
     values = pd.DataFrame(np.asarray(block.values[train], dtype=np.float32), columns=block.columns)
-    correlation = values.rank().corrwith(labels[train].rank().reset_index(drop=True))
+    varying = values.loc[:, values.nunique() > 1]
+    correlation = varying.rank().corrwith(labels[train].rank().reset_index(drop=True)).reindex(block.columns)
     filled = 100 * values.notna().mean()
     table = pd.DataFrame({"column": block.columns, "correlation": correlation.to_numpy(), "filled (%)": filled.to_numpy()})
     return table.sort_values("correlation", key=np.abs, ascending=False, ignore_index=True)

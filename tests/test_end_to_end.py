@@ -1,0 +1,105 @@
+"""The whole chain on a small release: files, scores, a valid submission, a report; then nothing left to do."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kit import metrics
+from kit.pipeline import main
+from kit.run import Run
+from kit.submission import validate_submission
+
+SMALL = ["--set", "06.n_folds=2", "--set", "06.rounds=30", "--set", "04.text_dim=4", "--set", "04.tags_dim=4"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The arguments and the run directory of a chain that has run once on 120 posts."""
+    from tests.conftest import Release
+
+    root = tmp_path_factory.mktemp("chain")
+    data = Release(root / "data", n_train=90, n_test=30).write()
+    arguments = ["--data", str(data), "--out", str(root / "run"), *SMALL]
+    assert main(arguments) == 0
+    return arguments, root / "run"
+
+
+def test_submission_and_report(finished):
+    _, run_dir = finished
+    posts = Run.open(run_dir).posts()
+    assert validate_submission(run_dir / "submission.csv", posts) == 30
+    assert validate_submission(run_dir / "submission.json", posts) == 30
+    page = (run_dir / "report.html").read_text()
+    assert "data:image/png;base64," in page and "http://" not in page and "https://" not in page
+    scores = pd.read_csv(run_dir / "tables" / "blend_scores.csv")
+    assert f"{scores['src'].mean():.4f}" in page and f"{scores['mae'].mean():.4f}" in page
+    assert "synthetic" not in page
+
+
+def test_scores_are_those_of_the_stored_predictions(finished):
+    _, run_dir = finished
+    posts = Run.open(run_dir).posts()
+    scores = pd.read_csv(run_dir / "tables" / "scores.csv").set_index(["scheme", "model", "fold"])
+    for scheme in ("user", "time"):
+        table = pd.read_parquet(run_dir / f"predictions_{scheme}.parquet")
+        assert table["Pid"].tolist() == posts["Pid"].tolist()
+        for model in ("lightgbm", "catboost"):
+            for fold in (0, 1):
+                rows = (table["fold"] == fold).to_numpy()
+                row = scores.loc[(scheme, model, fold)]
+                assert row["n"] == rows.sum()
+                assert row["mae"] == pytest.approx(metrics.mae(posts["label"][rows], table[model][rows]), abs=1e-9)
+                assert row["src"] == pytest.approx(metrics.src(posts["label"][rows], table[model][rows]), abs=1e-9)
+
+
+def test_learns_something(finished):
+    """The labels of the small release follow the subcategory: a chain that learns beats the median."""
+    _, run_dir = finished
+    labels = Run.open(run_dir).posts()["label"].dropna()
+    median_error = np.abs(labels - labels.median()).mean()
+    scores = pd.read_csv(run_dir / "tables" / "blend_scores.csv")
+    assert scores["mae"].mean() < 0.95 * median_error and scores["src"].mean() > 0.3
+
+
+def test_second_call_skips_everything(finished, capsys):
+    arguments, run_dir = finished
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()}
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "running" not in said and said.count("up to date") >= 4
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_executed_notebooks_are_complete(finished):
+    _, run_dir = finished
+    for path in sorted((run_dir / "notebooks").glob("*.ipynb")):
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        assert all(cell["execution_count"] for cell in cells), path.name
+        assert any("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"]) or "04" in path.name
+
+
+def test_no_test_part_no_submission(finished, capsys, tmp_path):
+    """An older submission in the folder must not survive a release that has nothing to submit."""
+    from tests.conftest import Release
+
+    arguments, run_dir = finished
+    data = Release(tmp_path / "data", n_train=90, n_test=0).write()
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "submission.csv").write_text("old")
+    assert main(["--data", str(data), "--out", str(folder), *SMALL]) == 0
+    assert "submission  none: this release has no test part" in capsys.readouterr().out
+    assert not (folder / "submission.csv").exists()
+    assert "no test part" in (folder / "report.html").read_text()
+
+
+def test_a_broken_release_leaves_no_artefact(release, capsys, tmp_path):
+    root = release.write()
+    release.path("test", "text").write_text("[{")
+    assert main(["--data", str(root), "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "test_text.json is not valid JSON" in error and "Traceback" not in error
+    left = [path.relative_to(tmp_path / "run").parts[0] for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert set(left) <= {"logs", "notebooks", ".lock"}

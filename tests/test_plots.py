@@ -1,0 +1,65 @@
+"""Every figure draws from ordinary and from odd data: one post, one user, no test part, no dates."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import rcParams
+
+from kit import plots
+from kit.quality import word_counts
+from kit.smpd import read_release
+
+
+@pytest.fixture
+def posts(release):
+    return read_release(release.write())
+
+
+def _drawn(figure):
+    figure.canvas.draw()
+    return [ax for ax in figure.axes if ax.get_title(loc="left")]
+
+
+def test_figure_1_shows_every_post(posts):
+    counts = {"Title": word_counts(posts["Title"]), "Alltags": np.array([0, 1, 3, 99])}
+    title, tags = _drawn(plots.word_counts(counts, longest=5))
+    assert sum(bar.get_height() for bar in title.patches) == pytest.approx(100)
+    assert [bar.get_height() for bar in tags.patches] == [25, 25, 0, 25, 0, 25]
+    assert "50 % have one or none" in tags.get_title(loc="left")
+
+
+@pytest.mark.parametrize("change", ["none", "train only", "no dates", "one post", "no categories"])
+def test_eda_figures_of_odd_data(posts, change):
+    if change == "train only":
+        posts = posts[posts["split"] == "train"]
+    elif change == "no dates":
+        posts["Postdate"] = pd.NaT
+        posts["Postdate"] = pd.to_datetime(posts["Postdate"], utc=True)
+    elif change == "one post":
+        posts = posts[:1]
+    elif change == "no categories":
+        posts["Category"] = pd.Categorical([""] * len(posts))
+    for draw in (plots.category_tree, plots.posting_rhythm, plots.users_per_split):
+        assert _drawn(draw(posts))
+    assert _drawn(plots.label_histogram(posts["label"].dropna().to_numpy()))
+
+
+def test_result_figures():
+    rng = np.random.default_rng(0)
+    target = rng.normal(6, 2, 300)
+    assert len(_drawn(plots.actual_against_predicted(target, target + rng.normal(0, 1, 300), "blend"))) == 2
+    (errors,) = _drawn(plots.error_by_label(target, target + 0.5))
+    np.testing.assert_allclose([bar.get_height() for bar in errors.patches if np.isfinite(bar.get_height())], 0.5)
+    scores = pd.DataFrame({"scheme": ["user"] * 4, "model": ["a", "a", "b", "b"], "fold": [0, 1] * 2, "src": [0.6, 0.7, 0.5, 0.6],
+                           "mae": [1.2, 1.3, 1.4, 1.3]})  # fmt: skip
+    first, *_ = _drawn(plots.fold_scores(scores))
+    assert first.lines[1].get_xdata()[0] == pytest.approx(0.65)  # the mean of model a
+    gains = pd.DataFrame({"model": ["a", "a", "b"], "column": ["x", "y", "x"], "gain": [0.7, 0.3, 1.0]})
+    assert _drawn(plots.importance(gains))
+    assert _drawn(plots.blend_weights({"a": 0.2, "b": 0.8}))
+
+
+def test_other_peoples_settings_survive():
+    before = dict(rcParams)
+    plots.blend_weights({"a": 1.0})
+    assert dict(rcParams) == before

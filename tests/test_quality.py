@@ -1,0 +1,57 @@
+"""Counts of what is missing or odd, against a release where it is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kit.quality import label_correlation, quality_table, release_facts, word_counts
+from kit.run import Block
+from kit.smpd import read_release
+
+
+def test_quality_counts(release):
+    text = release.parts["train"]["text"]
+    for row in text + release.parts["test"]["text"]:
+        row.update(Title="one two", Alltags="a b")
+    text[0].update(Title="", Alltags="")
+    text[1].update(Title="word")
+    text[2].update(Title="same day")
+    text[3].update(Title="same day")
+    for row in text[4:]:
+        row["Title"] = "post " + row["Pid"]
+    root = release.write()
+    posts = read_release(root)
+    for row, content in ((0, b""), (1, b"image")):
+        path = root / "train" / posts["Uid"][row] / f"{posts['Pid'][row]}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    table = quality_table(posts).set_index("what")
+    assert table.loc["title empty", ["train", "test"]].tolist() == [1, 0]
+    assert table.loc["title of one word", "train"] == 1
+    assert table.loc["neither title nor tags", "train (%)"] == 2.5
+    assert table.loc["same title as another post of the user (album)", ["train", "test"]].tolist() == [2, 12]
+    assert table.loc["user not in the train part", ["train", "test"]].tolist() == [0, 12]
+    assert table.loc["image file empty", ["train", "test"]].tolist() == [1, 0]
+    assert table.loc["image file missing", ["train", "test"]].tolist() == [38, 12]
+
+
+def test_facts(release, tmp_path):
+    posts = read_release(release.write())
+    facts = release_facts(posts, release.root)
+    assert (facts["n_train"], facts["n_test"], facts["synthetic"], facts["external"]) == (40, 12, False, False)
+    assert facts["label_low"] == min(release.parts["train"]["label"])
+    assert facts["categories"] == 2 and facts["subcategories"] == 4
+
+
+def test_word_counts():
+    assert word_counts(pd.Series(["", "a", " a  b ", "a-b c d"])).tolist() == [0, 1, 2, 3]
+
+
+def test_label_correlation_reads_train_rows_only():
+    labels = pd.Series([1.0, 2.0, 3.0, 4.0, np.nan])
+    values = np.array([[1, 9, 5], [2, 3, 5], [3, 2, 5], [np.nan, 1, 5], [-50, 50, 7]], dtype=np.float32)
+    table = label_correlation(Block("b", values, ["up", "down", "flat"]), labels).set_index("column")
+    assert table.loc["up", "correlation"] == pytest.approx(1)
+    assert table.loc["down", "correlation"] == pytest.approx(-1)
+    assert np.isnan(table.loc["flat", "correlation"])
+    assert table.loc["up", "filled (%)"] == 75
