@@ -1,4 +1,4 @@
-"""The one exception that means: the user's data, files or arguments are at fault, not the code."""
+"""The two exceptions that are no defects: a mistake of the user, and a step that cannot be done here."""
 
 
 class InputError(ValueError):
@@ -6,4 +6,11 @@ class InputError(ValueError):
 
     The message says what was found, where (file, row, id), what was expected and what to do next; whoever shows it to a
     user prints the message alone, without a traceback.
+    """
+
+
+class StepLeftOut(Exception):
+    """A step that needs something this machine does not have, and without which the chain can still go on.
+
+    The message says what is needed and where it belongs. The pipeline repeats it at every run and in the report.
     """

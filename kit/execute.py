@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from kit.errors import InputError
+from kit.errors import InputError, StepLeftOut
 from kit.run import HEADLESS, PROJECT_ROOT, SECONDS_BETWEEN_LINES
 
 KILLED = 138  # exit status of a kernel that was killed from outside, nearly always for memory
@@ -84,6 +84,7 @@ def execute(notebook: Path, run_dir: Path, parameters: dict[str, Any], width: in
         seconds it took, and the peak memory of its kernel in MB as sampled from outside.
     Raises:
         StepFailed: a cell raised, or the kernel died.
+        StepLeftOut: the notebook found that something it needs is not to be had.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -103,6 +104,9 @@ def execute(notebook: Path, run_dir: Path, parameters: dict[str, Any], width: in
                 progress_bar=False, stdout_file=log, stderr_file=log, start_timeout=180, **_transport(),
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
+            if error.ename == StepLeftOut.__name__:
+                running.replace(output)
+                raise StepLeftOut(error.evalue) from None
             running.replace(failed)
             log.write("\n".join(_plain(line) for line in error.traceback) + "\n")
             raise _cell_failed(error, failed) from error

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import demo, report, smpd, stamps
-from kit.errors import InputError
+from kit.errors import InputError, StepLeftOut
 from kit.execute import StepFailed, execute, read_parameters
 from kit.run import PROJECT_ROOT, check_writable, done_path, pending_path, read_json, resolve
 
@@ -192,6 +192,9 @@ def _walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argumen
         try:
             seconds, peak_mb = execute(step.notebook, run_dir, step.parameters, width)
             mark = stamps.write_mark(run_dir, step.name, stamp, seconds, peak_mb)
+        except StepLeftOut as reason:
+            print(f"{step.name:{width}}  LEFT OUT: {reason}", flush=True)
+            continue
         except StepFailed as failure:
             return _say_failed(failure, step, run_dir, arguments)
         except FileNotFoundError:

@@ -98,8 +98,14 @@ def _head(run: Run, facts: dict) -> str:
     )  # fmt: skip
     return (
         f'<h1>{html.escape(run.dir.name)}</h1><p class="sub">SMP popularity prediction, {now}. {submission}</p>'
-        f'{warning}<div class="cards">{shown}</div>'
+        f'{warning}{_left_out(run)}<div class="cards">{shown}</div>'
     )
+
+
+def _left_out(run: Run) -> str:
+    """What the run did without, and what it would have needed."""
+    notes = [read_json(path) for path in sorted((run.dir / "done").glob("*.left_out.json"))]
+    return "".join(f'<p class="warn"><b>{note["step"]} was left out.</b> {html.escape(note["reason"])}</p>' for note in notes)
 
 
 def _scores(run: Run) -> str:

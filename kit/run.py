@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kit.errors import InputError
+from kit.errors import InputError, StepLeftOut
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 HEADLESS = "KIT_PIPELINE"  # environment variable: the notebook was started by kit.pipeline, not by hand
@@ -92,6 +92,7 @@ class Run:
         check_writable(run_dir)
         done_path(run_dir, step).unlink(missing_ok=True)
         pending_path(run_dir, step).unlink(missing_ok=True)
+        left_out_path(run_dir, step).unlink(missing_ok=True)
         print(f"run {run_dir.name}, step {step}; {loaded_versions()}")
         return cls(run_dir, step)
 
@@ -233,6 +234,20 @@ class Run:
             number = self.step.split("_")[0]
             print(f"Run by hand: the next ./run_all.sh runs this step again, unless it is told --accept {number}.")
 
+    def leave_out(self, reason: str, blocks: Iterable[str] = ()) -> None:
+        """End the step without results because something it needs is not to be had; later steps go on without it.
+
+        Args:
+            reason: what is needed and where it belongs.
+            blocks: names of the blocks this step would have written; left-overs of an earlier run are removed.
+        Raises:
+            StepLeftOut: always.
+        """
+        for name in blocks:
+            self.drop_block(name)
+        write_json(left_out_path(self.dir, self.step), {"step": self.step, "reason": reason})
+        raise StepLeftOut(reason)
+
     def _ids_hash(self) -> tuple[int, str]:
         """Number of posts and a hash of their Pids, cached by the state of posts.parquet."""
         path = self.input("posts.parquet", made_by="01_eda")
@@ -260,6 +275,11 @@ def done_path(run_dir: Path, step: str) -> Path:
 def pending_path(run_dir: Path, step: str) -> Path:
     """Where a notebook leaves its own record before the pipeline turns it into a done-mark."""
     return run_dir / "done" / f"{step}.pending.json"
+
+
+def left_out_path(run_dir: Path, step: str) -> Path:
+    """Where a step says why it was left out."""
+    return run_dir / "done" / f"{step}.left_out.json"
 
 
 def check_writable(folder: Path) -> None:

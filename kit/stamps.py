@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kit.run import PROJECT_ROOT, digest, done_path, matches, pending_path, read_json, write_json
+from kit.run import PROJECT_ROOT, digest, done_path, left_out_path, matches, pending_path, read_json, write_json
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -101,6 +101,8 @@ def why_stale(run_dir: Path, step: str, stamp: dict) -> str | None:
     """The first reason why the step must run (again), in words; None if all it made is still right."""
     mark_path = done_path(run_dir, step)
     if not mark_path.is_file():
+        if left_out_path(run_dir, step).is_file():
+            return "left out last time"
         if pending_path(run_dir, step).is_file():
             return f"run by hand or cut off before its done-mark (keep its results with --accept {step.split('_')[0]})"
         return "not run yet" if not (run_dir / "logs" / f"{step}.log").is_file() else "not finished last time"

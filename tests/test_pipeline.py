@@ -134,6 +134,20 @@ def test_leaving_early_is_no_success(chain, capsys):
     assert not (chain.dir / "done" / "01_first.json").exists()
 
 
+def test_a_step_left_out_is_named_and_tried_again(chain, capsys):
+    _notebook(chain.folder, "01_first", "run.leave_out('no weights in inputs/weights', blocks=['clip'])", WRITE, "run.finish()")
+    _notebook(chain.folder, "02_second", "run.finish()")
+    (chain.dir / "blocks" / "clip").mkdir(parents=True)
+    assert chain() == 0
+    assert "01_first   LEFT OUT: no weights in inputs/weights" in capsys.readouterr().out
+    assert not (chain.dir / "blocks" / "clip").exists()
+    assert chain() == 0
+    said = _states(capsys.readouterr().out)
+    assert said["01_first"] == "running: left out last time" and "up to date" in said["02_second"]
+    _notebook(chain.folder, "01_first", WRITE, "run.finish()")
+    assert chain() == 0 and not list((chain.dir / "done").glob("*left_out*"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

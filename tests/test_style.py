@@ -1,0 +1,22 @@
+"""One style for package, tests and notebooks."""
+
+import subprocess
+import sys
+
+from kit.run import PROJECT_ROOT
+
+
+def test_ruff():
+    command = [sys.executable, "-m", "ruff", "check", "kit", "tests", "notebooks"]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_command_stays_short():
+    assert len((PROJECT_ROOT / "run_all.sh").read_text().splitlines()) < 40
+
+
+def test_every_pin_has_its_reason():
+    lines = (PROJECT_ROOT / "requirements.txt").read_text().splitlines()
+    pins = [line for line in lines if line.strip() and not line.startswith("#")]
+    assert pins and all("==" in line.split("#")[0] and "#" in line for line in pins)
