@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import StrMethodFormatter
 
 COLOURS = {
     "train": "#31688e", "test": "#e07b39", "actual": "#6b7280", "predicted": "#2a9d8f",
@@ -93,6 +93,7 @@ def category_tree(posts: pd.DataFrame, most: int = 12, within: int = 6) -> Figur
     names = [str(name) or "(none)" for name in order]
     axes[0, 0].set(yticks=range(len(order)), yticklabels=names, xlabel="posts, train and test", title="Category tree")
     axes[0, 0].invert_yaxis()
+    axes[0, 0].margins(x=0.3)  # room for the names
     axes[0, 0].grid(axis="y", visible=False)
     axes[0, 1].set(xlabel="label: median, quartiles", title="Popularity")
     return figure
@@ -146,7 +147,7 @@ def users_per_split(posts: pd.DataFrame) -> Figure:
             axes[0, 0].step(edges[:-1], np.histogram(per_user, edges)[0] / len(per_user) * 100, where="post",
                             color=COLOURS[split], label=f"{split}: {len(per_user):,} users")  # fmt: skip
     axes[0, 0].set(xscale="log", xlabel="posts per user", ylabel="users (%)", title="How much users post")
-    axes[0, 0].xaxis.set_major_formatter(ScalarFormatter())
+    axes[0, 0].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes[0, 0].legend()
     known = set(posts.loc[posts["split"] == "train", "Uid"])
     test = posts.loc[posts["split"] == "test", "Uid"]
@@ -247,6 +248,100 @@ def blend_weights(weights: Mapping[str, float]) -> Figure:
     axes[0, 0].barh(names, [weights[name] for name in names], color=colours, height=0.6)
     axes[0, 0].set(xlabel="weight", title="The blend", xlim=(0, 1))
     axes[0, 0].grid(axis="y", visible=False)
+    return figure
+
+
+@_styled
+def contact_sheet(pictures: Mapping[str, Sequence[Any]]) -> Figure:
+    """Some posts of some classes, a class per row.
+
+    Args:
+        pictures: class name -> PIL images; rows may differ in length.
+    """
+    n_columns = max(len(row) for row in pictures.values())
+    figure, axes = _grid(len(pictures), n_columns, width=1.05 * n_columns + 1.2, height=1.1 * len(pictures))
+    for row, (name, images) in zip(axes, pictures.items(), strict=True):
+        for ax, image in zip(row, [*images, *[None] * (n_columns - len(images))], strict=True):
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+            if image is not None:
+                ax.imshow(image)
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    return figure
+
+
+@_styled
+def similarity_map(visual: np.ndarray, textual: np.ndarray, names: Sequence[str]) -> Figure:
+    """Cosines between the classes' visual prototypes, between the textual ones, and across.
+
+    Args:
+        visual, textual: (K, d) float, rows of norm 1.
+        names: the K classes, in an order that puts relatives side by side.
+    """
+    figure, axes = _grid(1, 3, width=12.5, height=4.4, share_y=True)
+    maps = {"image x image": visual @ visual.T, "text x text": textual @ textual.T, "image x text": visual @ textual.T}
+    every = max(1, len(names) // 20)
+    for ax, (title, cosines) in zip(axes[0], maps.items(), strict=True):
+        image = ax.imshow(cosines, cmap="viridis")
+        ax.set(title=title, xticks=[], yticks=range(0, len(names), every), yticklabels=list(names)[::every])
+        ax.tick_params(axis="y", labelsize=6.5)
+        ax.grid(visible=False)
+        figure.colorbar(image, ax=ax, shrink=0.75, label="cosine")
+    return figure
+
+
+@_styled
+def shot_coverage(coverage: pd.DataFrame) -> Figure:
+    """How much of each class's months, concepts and users the chosen shots touch, against as many random posts.
+
+    Args:
+        coverage: per class the columns months, months_shots, months_random, and so for concepts and users.
+    """
+    figure, axes = _grid(1, 3, width=10.5, height=3.2)
+    for ax, what in zip(axes[0], ("months", "concepts", "users"), strict=True):
+        for kind, colour in (("random", COLOURS["actual"]), ("shots", COLOURS["predicted"])):
+            share = 100 * coverage[f"{what}_{kind}"] / coverage[what].clip(lower=1)
+            ax.plot(np.sort(share)[::-1], color=colour, label="three-stage sampling" if kind == "shots" else "at random")
+        ax.set(title=f"{what.capitalize()} covered", xlabel="classes, best first", ylabel="share of the class (%)", ylim=(0, 103))
+    axes[0, 0].legend(loc="lower left")
+    return figure
+
+
+@_styled
+def training_history(history: pd.DataFrame) -> Figure:
+    """CLIP_FT's loss terms and its accuracies on held-out authors, epoch by epoch; epoch 0 is before training.
+
+    Args:
+        history: as ``kit.clip_ft_train.train`` returns it.
+    """
+    figure, axes = _grid(1, 2, width=10.5, height=3.3)
+    shades = dict(zip(("L_g", "L_o", "L_c"), ("#31688e", "#2a9d8f", "#e07b39"), strict=True))
+    for term, colour in shades.items():
+        axes[0, 0].plot(history["epoch"], history[f"valid_{term}"], "o-", color=colour, label=f"{term}, held-out authors")
+        axes[0, 0].plot(history["epoch"], history[f"train_{term}"], "--", color=colour, alpha=0.6, label=f"{term}, training")
+    axes[0, 0].set(xlabel="epoch", ylabel="cross-entropy (nats)", title="Loss terms (Eq. 8)")
+    axes[0, 0].legend(fontsize=7.5, ncols=2)
+    heads = {"global": "#31688e", "local": "#2a9d8f", "visual": "#e07b39", "textual": "#8a6fb0", "averaged": "#b5446e"}
+    for head, colour in heads.items():
+        axes[0, 1].plot(history["epoch"], 100 * history[f"valid_accuracy_{head}"], "o-", color=colour, label=head)
+    axes[0, 1].set(xlabel="epoch", ylabel="accuracy (%)", title="Right subcategory, held-out authors")
+    axes[0, 1].legend(fontsize=8, ncols=2)
+    return figure
+
+
+@_styled
+def class_alignment(table: pd.DataFrame) -> Figure:
+    """The paper's Figure 4a: mean image-text cosine of a class against how well its popularity is predicted.
+
+    Args:
+        table: per class the columns n, cosine, src, mae.
+    """
+    figure, axes = _grid(1, 2, width=10.5, height=3.4)
+    for ax, metric, name in ((axes[0, 0], "src", "SRC"), (axes[0, 1], "mae", "MAE")):
+        ax.scatter(table["cosine"], table[metric], s=8 + 90 * table["n"] / table["n"].max(), color=COLOURS["train"], alpha=0.65)
+        correlation = table["cosine"].rank().corr(table[metric].rank())
+        ax.set(xlabel="mean image-text cosine of the class", ylabel=f"{name} within the class",
+               title=f"{name}: rank correlation {correlation:+.2f} over {len(table)} classes")  # fmt: skip
     return figure
 
 

@@ -397,7 +397,8 @@ def progress(items: Iterable, total: int | None = None, label: str = "", unit: s
 
 def _progress_line(label: str, unit: str, count: int, total: int | None, elapsed_s: float) -> str:
     rate = count / max(elapsed_s, 1e-9)
-    line = f"{label}: {count:,}" + (f" of {total:,}" if total else "") + f" {unit}, {rate:,.1f} {unit}/s"
+    speed = f"{rate:,.1f} {unit}/s" if rate >= 1 else f"{1 / rate:,.1f} s/{unit}"
+    line = f"{label}: {count:,}" + (f" of {total:,}" if total else "") + f" {unit}, {speed}"
     return line + (f", {(total - count) / rate:,.0f} s left" if total else "")
 
 
