@@ -23,7 +23,6 @@ KILLED = 138  # exit status of a kernel that was killed from outside, nearly alw
 ENVIRONMENT = {  # for the kernels
     HEADLESS: "1",
     "OMP_WAIT_POLICY": "passive",  # spinning threads make LightGBM 10 times slower next to any other process
-    "HF_HUB_OFFLINE": "1",  # a step never downloads behind the user's back
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONHASHSEED": "0",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
