@@ -87,6 +87,7 @@ def _head(run: Run, facts: dict) -> str:
     blend = _read(run, "blend_scores")
     cards = [(f"{facts['n_train']:,}", "train posts"), (f"{facts['n_test']:,}", "test posts")]
     if blend is not None:
+        blend = blend[blend["scheme"] == blend["scheme"].iloc[0]]
         for metric, name in (("src", "SRC"), ("mae", "MAE")):
             cards.append((f"{blend[metric].mean():.4f}", f"{name} of the blend, ± {blend[metric].std(ddof=0):.4f} over folds"))
     shown = "".join(f'<div class="card"><b>{value}</b><span>{html.escape(name)}</span></div>' for value, name in cards)
