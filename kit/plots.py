@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 COLOURS = {
     "train": "#31688e", "test": "#e07b39", "actual": "#6b7280", "predicted": "#2a9d8f",
@@ -326,6 +326,8 @@ def training_history(history: pd.DataFrame) -> Figure:
         axes[0, 1].plot(history["epoch"], 100 * history[f"valid_accuracy_{head}"], "o-", color=colour, label=head)
     axes[0, 1].set(xlabel="epoch", ylabel="accuracy (%)", title="Right subcategory, held-out authors")
     axes[0, 1].legend(fontsize=8, ncols=2)
+    for ax in axes[0]:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

@@ -70,7 +70,7 @@ class Run:
         self.dir = path
         self.step = step
         self._started = time.perf_counter()
-        self._reads: dict[str, dict] = {}
+        self._reads: dict[str, dict | None] = {}
         self._inputs: dict[str, dict | None] = {}
         self._writes: dict[str, Path] = {}
 
@@ -154,10 +154,14 @@ class Run:
         shutil.rmtree(self.dir / "blocks" / name, ignore_errors=True)
 
     def block_names(self) -> list[str]:
-        """Names of the blocks this run holds; a step that asks is run again when the list changes."""
-        names = sorted(path.parent.name for path in (self.dir / "blocks").glob("*/meta.json"))
-        self._reads["blocks/"] = {"hash": digest(names)}
-        return names
+        """Names of the blocks this run holds."""
+        return sorted(path.parent.name for path in (self.dir / "blocks").glob("*/meta.json"))
+
+    def has_block(self, name: str) -> bool:
+        """Whether this run holds the block; a step that asks is run again when the answer changes."""
+        meta = f"blocks/{name}/meta.json"
+        self._reads[meta] = fingerprint(self.dir / meta)
+        return self._reads[meta] is not None
 
     # --- files ------------------------------------------------------------------------------------------------------
 

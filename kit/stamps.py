@@ -112,7 +112,7 @@ def why_stale(run_dir: Path, step: str, stamp: dict) -> str | None:
         or _first_change("parameter", mark["parameters"], stamp["parameters"], values=True)
         or _first_change("package", mark["packages"], stamp["packages"], values=True)
         or _changed_file("input", Path("/"), mark["inputs"])
-        or _changed_reads(run_dir, mark["reads"])
+        or _changed_file("input", run_dir, mark["reads"])
         or _changed_file("artefact", run_dir, mark["writes"])
     )
 
@@ -137,15 +137,6 @@ def _changed_file(what: str, folder: Path, known: dict[str, dict | None]) -> str
             change = "is new" if fingerprint is None else "changed" if path.is_file() else "is gone"
             return f"{what} {name} {change}"
     return None
-
-
-def _changed_reads(run_dir: Path, reads: dict[str, dict]) -> str | None:
-    reads = dict(reads)
-    if (blocks := reads.pop("blocks/", None)) is not None:
-        names = sorted(path.parent.name for path in (run_dir / "blocks").glob("*/meta.json"))
-        if digest(names) != blocks["hash"]:
-            return f"list of blocks changed (now: {', '.join(names)})"
-    return _changed_file("input", run_dir, reads)
 
 
 def write_mark(run_dir: Path, step: str, stamp: dict, seconds: float | None = None, peak_mb: int = 0) -> dict:

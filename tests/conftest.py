@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 
 class Release:
     """A release of a few posts under ``root``, its rows as plain lists; ``write()`` puts them on disk."""
 
-    def __init__(self, root: Path, n_train: int = 40, n_test: int = 12, seed: int = 0):
-        self.root = root
+    def __init__(self, root: Path, n_train: int = 40, n_test: int = 12, seed: int = 0, images: bool = False):
+        self.root, self.images = root, images
         rng = np.random.default_rng(seed)
         self.parts = {"train": self._rows(rng, 0, n_train)}
         if n_test:
@@ -35,7 +36,8 @@ class Release:
                                  "Geoaccuracy": "0"})  # fmt: skip
             rows["user"].append({**ids, "photo_firstdate": "1300000000", "photo_count": str(10 * (i // 4)), "ispro": "1",
                                  "canbuypro": "0", "timezone_offset": "+01:00", "photo_firstdatetaken": "2010-05-04 03:02:01",
-                                 "timezone_id": "5", "user_description": "me <a href=x>x</a>", "location_description": ""})  # fmt: skip
+                                 "timezone_id": "5", "user_description": "me <a href=x>x</a>",
+                                 "location_description": ""})  # fmt: skip
             rows["additional"].append({**ids, "Pathalias": "None", "Ispublic": "1", "Mediastatus": "ready"})
             rows["images"].append((ids["Uid"], ids["Pid"]))
             rows["label"].append(round(float(np.clip(3 + kind + 0.05 * (i // 4) + rng.normal(), 1, 16)), 2))
@@ -58,9 +60,18 @@ class Release:
                 self.path(part, role).write_text(json.dumps(roles[role]))
             lines = [f"{part}/{uid}/{pid}.jpg" for uid, pid in roles["images"]]
             self.path(part, "images").write_text("\n".join(lines) + "\n")
+            if self.images:
+                self._write_images(part, roles)
             if part == "train":
                 self.path(part, "label").write_text("\n".join(map(str, roles["label"])) + "\n")
         return self.root
+
+    def _write_images(self, part: str, roles: dict[str, list]) -> None:
+        """A flat colour per subcategory."""
+        for (uid, pid), row in zip(roles["images"], roles["category"], strict=True):
+            path = self.root / part / uid / f"{pid}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (24, 20), ["red", "green", "blue", "white"][int(row["Subcategory"][1:])]).save(path)
 
 
 @pytest.fixture

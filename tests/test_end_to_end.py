@@ -11,7 +11,10 @@ from kit.pipeline import main
 from kit.run import Run
 from kit.submission import validate_submission
 
-SMALL = ["--set", "06.n_folds=2", "--set", "06.rounds=30", "--set", "04.svd_dim=4"]
+SMALL = [f"--set={setting}" for setting in (
+    "02.clip_model=smp-tiny", "02.tiny_effort=0.01", "02.components=3", "03.epochs=1", "03.cross_folds=2", "04.svd_dim=4",
+    "06.n_folds=2", "06.rounds=30",
+)]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +23,7 @@ def finished(tmp_path_factory):
     from tests.conftest import Release
 
     root = tmp_path_factory.mktemp("chain")
-    data = Release(root / "data", n_train=90, n_test=30).write()
+    data = Release(root / "data", n_train=90, n_test=30, images=True).write()
     arguments = ["--data", str(data), "--out", str(root / "run"), *SMALL]
     assert main(arguments) == 0
     return arguments, root / "run"
@@ -92,9 +95,12 @@ def test_no_test_part_no_submission(finished, capsys, tmp_path):
     folder.mkdir()
     (folder / "submission.csv").write_text("old")
     assert main(["--data", str(data), "--out", str(folder), *SMALL]) == 0
-    assert "submission  none: this release has no test part" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "submission  none: this release has no test part" in said
+    assert "02_prototypes  LEFT OUT: none of the 90 image files" in said and "03_clip_ft     LEFT OUT" in said
     assert not (folder / "submission.csv").exists()
-    assert "no test part" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert "no test part" in page and "02_prototypes was left out" in page
 
 
 def test_a_broken_release_leaves_no_artefact(release, capsys, tmp_path):

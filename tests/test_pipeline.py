@@ -201,8 +201,10 @@ def test_values_get_the_declared_type(text, kind, value):
     assert parsed == value and type(parsed) is type(value)
 
 
-@pytest.mark.parametrize(("text", "kind"), [("1.5", "int"), ("nan", "float"), ("inf", "float"), ("maybe", "bool"), ("a,2", "list[int]"),
-                                            ("[1, 2", "list[int]")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("1.5", "int"), ("nan", "float"), ("inf", "float"), ("maybe", "bool"), ("a,2", "list[int]"), ("[1, 2", "list[int]")],
+)
 def test_values_of_the_wrong_type_are_refused(text, kind):
     with pytest.raises(InputError, match="01.x"):
         parse_value(text, kind, "01.x")

@@ -72,7 +72,8 @@ def test_spellings_and_missing_values(release):
     rows["text"][0]["Tile"] = None
     rows["text"][1]["Tile"] = "None"
     rows["text"][2].update(Tile="  two\n words ", Alltags=["a", "b"])
-    rows["user"][0].update(photo_firstdate="None", photo_count=None, timezone_offset="-03:30", photo_firstdatetaken="0000-00-00 00:00:00")
+    rows["user"][0].update(photo_firstdate="None", photo_count=None, timezone_offset="-03:30")
+    rows["user"][0]["photo_firstdatetaken"] = "0000-00-00 00:00:00"
     rows["time"][1]["Postdate"] = "no date"
     posts = read_release(release.write())
     assert posts["Title"][:3].tolist() == ["", "", "two words"] and posts["Alltags"][2] == "a b"

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from kit import stamps
@@ -53,7 +54,7 @@ def finished(release, tmp_path):
     first.write_posts(read_release(release.write()))
     run = Run.open(tmp_path / "run", step="04_features")
     run.posts()
-    run.block_names()
+    assert not run.has_block("clip")
     (tmp_path / "weights").write_text("w")
     run.use(tmp_path / "weights", tmp_path / "absent")
     run.write_table("t", run.posts()[["Pid"]])
@@ -109,12 +110,12 @@ def test_inputs_and_artefacts_are_watched(finished):
     assert _why(finished) == "input posts.parquet changed"
 
 
-def test_a_new_block_is_a_reason(finished):
+def test_a_new_block_is_a_reason_where_it_was_asked_for(finished):
     run = Run.open(finished[0].dir, step="02_prototypes")
-    import numpy as np
-
+    run.write_block(Block("other", np.zeros((52, 1), np.float32), ["x"]))
+    assert _why(finished) is None
     run.write_block(Block("clip", np.zeros((52, 1), np.float32), ["x"]))
-    assert _why(finished) == "list of blocks changed (now: clip)"
+    assert _why(finished) == "input blocks/clip/meta.json is new"
 
 
 def test_unfinished_steps_are_told_apart(finished):
