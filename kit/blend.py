@@ -67,7 +67,7 @@ def fit_blend(
     Raises:
         InputError: no model, lengths that differ, unknown calibration or nothing to score.
 
-    Source: the blends of method.md 5.3, without weights that sum to 1.02.
+    Source: the blends of HyFea, USTC and Alonso, without weights that sum to 1.02.
     """
     if calibrate not in CALIBRATIONS:
         raise InputError(f"calibration {calibrate!r} is unknown; choose one of {', '.join(CALIBRATIONS)}")
