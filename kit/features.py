@@ -20,6 +20,7 @@ from kit.errors import InputError
 from kit.run import Block
 
 SECONDS_PER_DAY = 86_400
+OUTSIDE_SHARE = 0.5  # of the test posts may lie outside a column's train range before the column is dropped
 EXTERNAL = ("totalViews", "totalTags", "totalGeotagged", "totalFaves", "totalInGroup", "photoCount", "followerCount",
             "followingCount")
 CODED = ("Category", "Subcategory", "Concept", "timezone_id", "Mediatype", "Mediastatus")
@@ -63,7 +64,9 @@ def statistic_block(
         seed: of the randomised SVDs.
 
     Returns:
-        Columns that are constant over all posts are dropped: a release without geo or profile data costs nothing.
+        Columns that are constant over all posts are dropped: a release without geo or profile data costs nothing. So
+        are columns whose test values mostly lie outside the range seen in train (time itself excepted): a model can
+        only guess what they mean there.
 
     Raises:
         InputError: a family is unknown, or no column varies.
@@ -72,11 +75,11 @@ def statistic_block(
     if unknown := sorted(set(families) - set(FAMILIES)):
         raise InputError(f"unknown feature families {unknown}; choose from {', '.join(FAMILIES)}")
     context = Context(posts, svd_dim, n_top_tags, seed)
-    frames = [FAMILIES[name](context).astype(np.float32) for name in families]
+    frames = [_as_learnt(FAMILIES[name](context), posts["split"], name == "posting_time") for name in families]
     if use_pid:
         number = pd.to_numeric(posts["Pid"].str.extract(r"(\d+)$")[0], errors="coerce")
         frames.append(pd.DataFrame({"pid": number.astype(np.float32)}))
-    frame = pd.concat([_varying(frame) for frame in frames], axis=1)
+    frame = _varying(pd.concat(frames, axis=1))
     if frame.shape[1] == 0:
         raise InputError(f"no column of the families {families} varies over the {len(posts)} posts: nothing to learn from")
     categorical = [c for c in frame if c.endswith("_code")]
@@ -88,7 +91,7 @@ def external_block(posts: pd.DataFrame) -> Block | None:
 
     A row that is all zero means "author not found" and becomes NaN.
 
-    Source: columns of HyFea's `user_additional.csv`; ratios of Alonso's 2026 code (method.md 4.1).
+    Source: columns of HyFea's `user_additional.csv`; ratios of Alonso's 2026 code.
     """
     if not set(EXTERNAL) <= set(posts.columns):
         return None
@@ -226,6 +229,22 @@ def counts(context: Context) -> pd.DataFrame:
     return frame
 
 
+def author_history(context: Context) -> pd.DataFrame:
+    """What was known of the author when the post appeared: number of earlier posts and days since the last one.
+
+    Unlike totals these mean the same for an author whose later posts lie beyond the end of the collection.
+    """
+    posts = context.posts
+    seconds = posts["Postdate"].astype("int64").where(posts["Postdate"].notna())
+    events = pd.DataFrame({"Uid": posts["Uid"], "time": seconds})
+    earlier = events.groupby("Uid")["time"].rank(method="min") - 1
+    instants = events.drop_duplicates().sort_values("time", kind="stable")
+    instants["last"] = instants.groupby("Uid")["time"].shift()
+    last = events.merge(instants, on=["Uid", "time"], how="left")["last"]
+    return pd.DataFrame({"log_author_earlier_posts": np.log1p(earlier),
+                         "log_author_days_since_last": np.log1p((seconds - last) / SECONDS_PER_DAY)})
+
+
 def tag_frequency(context: Context) -> pd.DataFrame:
     """How common the post's tags are; see `text_features.tag_frequency`."""
     return text.tag_frequency(context.long_tags, context.posts["Uid"])
@@ -275,13 +294,23 @@ def description(context: Context) -> pd.DataFrame:
 
 FAMILIES: dict[str, Callable[[Context], pd.DataFrame]] = {
     f.__name__: f
-    for f in (profile, account_age, posting_time, geo, text_shape, category, counts, tag_frequency, tag_history, top_tags,
-              title_svd, tags_svd, tag_neighbours, description)
+    for f in (profile, account_age, posting_time, geo, text_shape, category, counts, author_history, tag_frequency,
+              tag_history, top_tags, title_svd, tags_svd, tag_neighbours, description)
 }
 
 
 def _numbered(prefix: str, values: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(values, columns=[f"{prefix}_{i}" for i in range(values.shape[1])])
+
+
+def _as_learnt(frame: pd.DataFrame, split: pd.Series, is_time: bool) -> pd.DataFrame:
+    """The frame as float32, without columns that leave the train range for most test posts (unless they tell the time)."""
+    frame = frame.astype(np.float32)
+    train, test = frame[(split == "train").to_numpy()], frame[(split == "test").to_numpy()]
+    if is_time or not len(test):
+        return frame
+    outside = ((test < train.min()) | (test > train.max())).mean()
+    return frame.loc[:, outside <= OUTSIDE_SHARE]
 
 
 def _varying(frame: pd.DataFrame) -> pd.DataFrame:

@@ -71,7 +71,7 @@ def fold_rows(folds: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def inner_holdout(
-    posts: pd.DataFrame, rows: np.ndarray, share: float = 0.1, seed: int = 0
+    posts: pd.DataFrame, rows: np.ndarray, share: float = 0.2, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Training rows split by author into (fit_idx, stop_idx); stop_idx decides when to stop boosting.
 
@@ -86,7 +86,7 @@ def inner_holdout(
     """
     rows = np.asarray(rows)
     if not 0 < share < 1:
-        raise InputError(f"the share held out for early stopping is {share}; choose one between 0 and 1, as 0.1")
+        raise InputError(f"the share held out for early stopping is {share}; choose one between 0 and 1, as 0.2")
     author, names = pd.factorize(posts["Uid"].iloc[rows])
     _need(len(names), 2, "authors on the training side of the fold (early stopping needs some of its own)")
     order = np.random.default_rng(seed).permutation(len(names))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfTransformer, TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.preprocessing import normalize
 
 MAX_TERMS = 200_000  # vocabulary limit of one TF-IDF
@@ -45,18 +45,28 @@ def tag_matrix(long: pd.DataFrame, n_posts: int, min_posts: int = 2) -> sparse.c
     return sparse.csr_matrix((ones, (kept["row"], kept["tag"])), shape=(n_posts, n_tags))
 
 
+def title_terms(texts: pd.Series, longest: int = 1) -> sparse.csr_matrix:
+    """(n, n_terms) float32 of 0/1: which text has which term, for terms of at least two distinct texts.
+
+    Args:
+        texts: (n,) text, None or "" for none.
+        longest: words in a term, at most.
+    """
+    code, distinct = pd.factorize(texts.astype("object").where(texts.notna(), ""))
+    counter = CountVectorizer(ngram_range=(1, longest), min_df=min(2, len(distinct)), max_features=MAX_TERMS, binary=True)
+    try:
+        return counter.fit_transform(distinct).astype(np.float32)[code]
+    except ValueError:  # sklearn's way to say that no term is common enough
+        return sparse.csr_matrix((len(texts), 0), dtype=np.float32)
+
+
 def tfidf_svd(texts: pd.Series, dim: int, seed: int) -> np.ndarray:
-    """(n, dim) float32: truncated SVD of word 1- and 2-gram TF-IDF; each distinct text is counted once.
+    """(n, dim) float32: truncated SVD of the TF-IDF of words and pairs of words.
 
     Source: HyFea's `get_data_feature.py` (TF-IDF of 1- and 2-grams, SVD 20, fitted on train and test together).
     """
-    code, distinct = pd.factorize(texts.astype("object").where(texts.notna(), ""))
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=MAX_TERMS, sublinear_tf=True, dtype=np.float32)
-    try:
-        terms = vectorizer.fit_transform(distinct)
-    except ValueError:  # sklearn's way to say that no term occurs twice
-        terms = sparse.csr_matrix((len(distinct), 0), dtype=np.float32)
-    return truncated_svd(terms, dim, seed)[code]
+    terms = title_terms(texts, longest=2)
+    return truncated_svd(TfidfTransformer().fit_transform(terms) if terms.nnz else terms, dim, seed)
 
 
 def tag_svd(tags: sparse.csr_matrix, dim: int, seed: int) -> np.ndarray:
@@ -71,11 +81,13 @@ def tag_neighbours(tags: sparse.csr_matrix, dim: int, seed: int) -> np.ndarray:
 
     Source: Levy and Goldberg 2014; stands in for the Word2Vec of tags in Alonso's 2026 code, without gensim.
     """
+    if not tags.nnz:
+        return np.zeros((tags.shape[0], dim), dtype=np.float32)
     together = (tags.T @ tags).tocoo()
     n_posts_of = np.asarray(tags.sum(axis=0)).ravel()
     off = together.row != together.col
     row, col, n_both = together.row[off], together.col[off], together.data[off]
-    pmi = np.log(n_both * max(tags.shape[0], 1) / (n_posts_of[row] * n_posts_of[col]))
+    pmi = np.log(n_both * tags.shape[0] / (n_posts_of[row] * n_posts_of[col]))
     ppmi = sparse.csr_matrix((np.maximum(pmi, 0), (row, col)), shape=together.shape, dtype=np.float32)
     return normalize(tags, norm="l1") @ truncated_svd(ppmi, dim, seed)
 
@@ -86,7 +98,8 @@ def truncated_svd(matrix: sparse.csr_matrix, dim: int, seed: int) -> np.ndarray:
     rank = min(dim, min(matrix.shape) - 1)
     if rank > 0 and matrix.nnz:
         svd = TruncatedSVD(rank, algorithm="randomized", n_iter=SVD_ITERATIONS, random_state=seed)
-        out[:, :rank] = svd.fit_transform(matrix)
+        with np.errstate(invalid="ignore"):  # its share of explained variance is 0/0 where all rows are alike
+            out[:, :rank] = svd.fit_transform(matrix)
     return out
 
 
@@ -118,26 +131,27 @@ def tag_frequency(long: pd.DataFrame, uid: pd.Series) -> pd.DataFrame:
 
 
 def tag_history(long: pd.DataFrame, date: pd.Series) -> pd.DataFrame:
-    """What was known of a post's tags when it appeared: earlier posts per tag and days since the tag was last seen.
+    """How known a post's tags were when it appeared: each tag's share of the earlier posts, and days since its last use.
+
+    Shares, unlike counts, do not grow with the age of the collection, so they mean the same in a later test part.
 
     Args:
         long: from `long_tags`.
         date: (n_posts,) datetime; only strictly earlier posts count. Posts without a date get NaN.
     """
-    seconds = date.astype("int64").where(date.notna()).to_numpy()[long["row"]]
-    events = long.assign(time=seconds).dropna(subset="time").sort_values(["tag", "time"], kind="stable")
-    # Posts of one instant do not know each other: take count and previous time from the first post of the instant.
-    instant = events.groupby(["tag", "time"], sort=False)
-    events["n"] = events.groupby("tag").cumcount()
-    events["n"] = instant["n"].transform("min")
-    distinct = events.drop_duplicates(["tag", "time"])
-    previous = distinct.groupby("tag")["time"].shift()
-    events["days"] = previous.reindex(events.index).groupby([events["tag"], events["time"]]).transform("max")
-    events["days"] = np.log1p((events["time"] - events["days"]) / 86_400)
-    events["n"] = np.log1p(events["n"])
-    events["new"] = (events["n"] == 0).astype(np.float32)
+    seconds = date.astype("int64").where(date.notna())
+    n_before = (seconds.rank(method="min") - 1).to_numpy()
+    events = long.assign(time=seconds.to_numpy()[long["row"]], n_before=n_before[long["row"]]).dropna(subset="time")
+    events = events.sort_values(["tag", "time"], kind="stable")
+    events["seen"] = events.groupby("tag").cumcount()
+    instants = events.drop_duplicates(["tag", "time"])  # posts of one instant do not know each other
+    last = instants["time"] - instants.groupby("tag")["time"].shift()
+    instants = instants[["tag", "time", "seen"]].assign(days=np.log1p(last / 86_400))
+    events = events.drop(columns="seen").merge(instants, on=["tag", "time"])
+    events["share"] = np.log((events["seen"] + 1) / (events["n_before"] + 1))
+    events["new"] = (events["seen"] == 0).astype(np.float32)
     grouped = events.groupby("row")
-    stats = grouped[["n", "days"]].agg(["mean", "max", "min"])
+    stats = grouped[["share", "days"]].agg(["mean", "max", "min"])
     stats.columns = [f"tag_past_{what}_{stat}" for what, stat in stats.columns]
     stats["tag_past_new"] = grouped["new"].mean()
     return stats.reindex(range(len(date))).astype(np.float32)

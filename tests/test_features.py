@@ -1,0 +1,227 @@
+"""Statistic and external blocks: no label in, no Pid in, and every family against an obvious re-writing."""
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kit import features, text_features
+from kit.errors import InputError
+from kit.features import FAMILIES, Context, external_block, join_blocks, statistic_block
+from kit.run import Block
+from tests.tiny import DAY, tiny_block, tiny_posts
+
+POSTS = tiny_posts(150, 40)
+CONTEXT = Context(POSTS, svd_dim=4, n_top_tags=10, seed=0)
+
+
+def small_block(posts: pd.DataFrame, **options) -> Block:
+    return statistic_block(posts, svd_dim=4, n_top_tags=10, **options)
+
+
+def same(one: Block, two: Block) -> bool:
+    return one.columns == two.columns and np.array_equal(one.values, two.values, equal_nan=True)
+
+
+def test_labels_and_pids_change_nothing():
+    rng = np.random.default_rng(0)
+    other = POSTS.assign(label=rng.permutation(POSTS["label"]), Pid=rng.permutation(POSTS["Pid"]))
+    assert same(small_block(POSTS), small_block(other))
+    assert same(small_block(POSTS), small_block(POSTS.drop(columns=["label", "Pid"])))
+
+
+def test_it_is_deterministic_float32_and_without_constant_columns():
+    block = small_block(POSTS, seed=3)
+    assert same(block, small_block(POSTS, seed=3))
+    assert block.name == "statistic" and block.values.dtype == np.float32 and len(block.values) == len(POSTS)
+    assert all(len(np.unique(column[~np.isnan(column)])) > 1 or np.isnan(column).any() for column in block.values.T)
+    assert not {"ispro", "timezone_offset", "has_geo", "Mediatype_code"} & set(block.columns)
+    assert not np.isinf(block.values).any()
+
+
+def test_codes_are_integers_and_listed_as_categorical():
+    block = small_block(POSTS)
+    assert {"Category_code", "Concept_code", "timezone_id_code", "tag_1_code"} <= set(block.categorical)
+    codes = block.values[:, [block.columns.index(c) for c in block.categorical]]
+    assert (codes == codes.astype(int)).all() and codes.min() == -1
+
+
+def test_families_are_chosen_by_name():
+    block = small_block(POSTS, families=["posting_time", "text_shape"])
+    assert "hour" in block.columns and "Title_chars" in block.columns and not block.categorical
+    with pytest.raises(InputError, match=r"\['weather'\].*posting_time"):
+        small_block(POSTS, families=["weather"])
+    with pytest.raises(InputError, match="nothing to learn from"):
+        small_block(POSTS, families=["geo"])
+    assert all(family.__doc__ for family in FAMILIES.values())
+
+
+def test_pid_comes_only_on_request():
+    assert "pid" not in small_block(POSTS).columns
+    block = small_block(POSTS, use_pid=True)
+    assert (block.values[:, block.columns.index("pid")] == POSTS["Pid"].astype(float)).all()
+
+
+def test_a_column_that_means_something_else_in_test_is_dropped():
+    is_test = (POSTS["split"] == "test").to_numpy()
+    assert "log_photo_count" in small_block(POSTS).columns
+    moved = small_block(POSTS.assign(photo_count=POSTS["photo_count"] + 100 * is_test))
+    assert "log_photo_count" not in moved.columns
+    assert "year" in moved.columns  # later posts have later times: that is no reason
+
+
+def test_time_in_utc_and_local():
+    frame = features.posting_time(CONTEXT)
+    for i in (0, 77):
+        when = POSTS["Postdate"][i].to_pydatetime()
+        assert frame["hour"][i] == when.hour and frame["weekday"][i] == when.weekday()
+        assert frame["local_hour"][i] == (when.hour + 1) % 24 and frame["week_hour"][i] == when.weekday() * 24 + when.hour
+        assert frame["week"][i] == when.isocalendar()[1]
+        assert frame["month_sin"][i] == pytest.approx(np.sin(2 * np.pi * when.month / 12))
+
+
+def test_geo_counts_only_where_a_place_is_given():
+    posts = POSTS.assign(Latitude=10.0, Longitude=20.0, Geoaccuracy=np.where(np.arange(len(POSTS)) < 5, 12.0, 0.0))
+    frame = features.geo(Context(posts, 4, 10, 0))
+    assert frame["has_geo"].sum() == 5 and frame["Latitude"].notna().sum() == 5
+
+
+def test_text_shape_by_hand():
+    posts = POSTS.copy()
+    posts.loc[0, ["Title", "Alltags"]] = ["Big DOG 42!", "ab cdef"]
+    row = features.text_shape(Context(posts, 4, 10, 0)).iloc[0]
+    assert (row["Title_chars"], row["Title_words"], row["Alltags_word_chars"]) == (11, 3, 3)
+    assert (row["Title_digits"], row["Title_capitals"], row["Title_marks"]) == (2 / 11, 4 / 11, 1 / 11)
+
+
+def test_counts_by_hand():
+    frame = features.counts(CONTEXT)
+    uid = Counter(POSTS["Uid"])
+    pair = Counter(zip(POSTS["Uid"], POSTS["Subcategory"], strict=True))
+    for i in range(0, len(POSTS), 17):
+        assert np.exp(frame["log_n_author"][i]) == pytest.approx(uid[POSTS["Uid"][i]])
+        key = POSTS["Uid"][i], POSTS["Subcategory"][i]
+        assert np.exp(frame["log_n_author_subcategory"][i]) == pytest.approx(pair[key])
+        distinct = POSTS.loc[POSTS["Uid"] == POSTS["Uid"][i], "Concept"].nunique()
+        assert frame["author_distinct_Concept"][i] == distinct
+
+
+def test_author_history_by_hand():
+    frame = features.author_history(CONTEXT)
+    for i in range(len(POSTS)):
+        past = POSTS[(POSTS["Uid"] == POSTS["Uid"][i]) & (POSTS["Postdate"] < POSTS["Postdate"][i])]
+        assert np.expm1(frame["log_author_earlier_posts"][i]) == pytest.approx(len(past))
+        days = (POSTS["Postdate"][i] - past["Postdate"].max()).total_seconds() / DAY if len(past) else np.nan
+        assert frame["log_author_days_since_last"][i] == pytest.approx(np.log1p(days), nan_ok=True)
+
+
+def test_long_tags_are_distinct_and_keep_their_places():
+    long = text_features.long_tags(pd.Series(["b a b", "", "A", "a  c"]))
+    assert long.to_dict("list") == {"row": [0, 0, 2, 3, 3], "tag": [1, 0, 0, 0, 2], "place": [0, 1, 0, 0, 1]}
+    assert len(text_features.long_tags(pd.Series(["", ""]))) == 0
+
+
+def test_tag_frequency_by_hand():
+    frame = features.tag_frequency(CONTEXT)
+    sets = POSTS["Alltags"].str.split().map(set)
+    n_with = Counter(tag for tags in sets for tag in tags)
+    users = {tag: POSTS["Uid"][[tag in tags for tags in sets]].nunique() for tag in n_with}
+    for i in range(0, len(POSTS), 7):
+        posts, authors = [np.log1p(n_with[t]) for t in sets[i]], [np.log1p(users[t]) for t in sets[i]]
+        if posts:
+            assert frame["tag_posts_mean"][i] == pytest.approx(np.mean(posts), rel=1e-5)
+            assert frame["tag_authors_max"][i] == pytest.approx(max(authors), rel=1e-5)
+        else:
+            assert np.isnan(frame["tag_posts_mean"][i])
+
+
+def test_tag_history_by_hand():
+    posts = POSTS.assign(Postdate=POSTS["Postdate"].dt.floor("3D"))  # many posts of one instant
+    frame = features.tag_history(Context(posts, 4, 10, 0))
+    sets, date = posts["Alltags"].str.split().map(set), posts["Postdate"]
+    for i in range(0, len(posts), 5):
+        earlier = date < date[i]
+        shares, days = [], []
+        for tag in sets[i]:
+            uses = date[earlier & sets.map(lambda tags, tag=tag: tag in tags)]
+            shares.append(np.log((len(uses) + 1) / (earlier.sum() + 1)))
+            days += [np.log1p((date[i] - uses.max()).total_seconds() / DAY)] if len(uses) else []
+        if shares:
+            assert frame["tag_past_share_mean"][i] == pytest.approx(np.mean(shares), rel=1e-4)
+            assert frame["tag_past_share_min"][i] == pytest.approx(min(shares), rel=1e-4)
+            assert frame["tag_past_days_max"][i] == pytest.approx(max(days) if days else np.nan, rel=1e-4, nan_ok=True)
+
+
+def test_later_posts_do_not_change_what_was_known_earlier():
+    changed = POSTS.copy()
+    changed.loc[160:, ["Uid", "Alltags"]] = ["someone@N1", "t1 t2 t3"]
+    for family in ("author_history", "tag_history"):
+        before, after = FAMILIES[family](CONTEXT), FAMILIES[family](Context(changed, 4, 10, 0))
+        first_change = (POSTS["Postdate"] < POSTS["Postdate"][160]).to_numpy()
+        pd.testing.assert_frame_equal(before[first_change], after[first_change])
+
+
+def test_top_tags_are_the_most_frequent_ones():
+    frame = features.top_tags(CONTEXT)
+    sets = POSTS["Alltags"].str.split().map(set)
+    counts = sorted(Counter(tag for tags in sets for tag in tags).values(), reverse=True)[:10]
+    assert frame.sum().astype(int).tolist() == counts
+
+
+def test_svd_spans_the_tags():
+    tags = text_features.tag_matrix(text_features.long_tags(POSTS["Alltags"]), len(POSTS))
+    full = text_features.truncated_svd(tags, tags.shape[1] - 1, 0)
+    left, values, _ = np.linalg.svd(tags.toarray(), full_matrices=False)
+    assert np.linalg.norm(full[:, :5], axis=0) == pytest.approx(values[:5], rel=1e-3)
+    assert text_features.truncated_svd(tags[:, :1], 3, 0).shape == (len(POSTS), 3)  # nothing to reduce: zeros
+
+
+def test_neighbours_place_tags_that_go_together_side_by_side():
+    texts = pd.Series(["a b x", "a b", "a x b", "c d y", "c d", "y c d"] * 5)
+    vectors = text_features.tag_neighbours(text_features.tag_matrix(text_features.long_tags(texts), len(texts)), 2, 0)
+    inside, across = vectors[0] @ vectors[1], vectors[0] @ vectors[3]
+    assert inside > across + 1e-3
+
+
+def test_description_vectors_of_old_releases_are_used():
+    rng = np.random.default_rng(0)
+    vectors = [rng.normal(size=9).astype(np.float32) if i % 3 else None for i in range(len(POSTS))]
+    frame = features.description(Context(POSTS.assign(user_description_vector=vectors), 8, 10, 0))
+    columns = [c for c in frame if c.startswith("user_description_svd")]
+    assert len(columns) == 4 and (frame.loc[0, columns] == 0).all() and (frame.loc[1, columns] != 0).all()
+
+
+def test_missing_texts_dates_and_profiles_do_no_harm():
+    empty = POSTS.assign(Title="", Alltags="", photo_count=np.nan, timezone_offset=np.nan,
+                         user_description=pd.Categorical([""] * len(POSTS)))
+    empty.loc[3, "Postdate"] = pd.NaT
+    block = small_block(empty)
+    assert len(block.values) == len(POSTS) and np.isnan(block.values[3, block.columns.index("hour")])
+
+
+def test_external_block_only_with_its_columns():
+    assert external_block(POSTS) is None
+    rng = np.random.default_rng(0)
+    numbers = {c: rng.integers(1, 1000, size=len(POSTS)).astype(float) for c in features.EXTERNAL}
+    posts = POSTS.assign(**numbers)
+    posts.loc[5, list(features.EXTERNAL)] = 0.0
+    posts.loc[6, list(features.EXTERNAL)] = np.nan
+    block = external_block(posts)
+    at = {name: block.values[:, i] for i, name in enumerate(block.columns)}
+    assert np.isnan(at["log_totalViews"][[5, 6]]).all() and at["external_found"].sum() == len(POSTS) - 2
+    assert at["log_followerCount"][0] == pytest.approx(np.log1p(numbers["followerCount"][0]))
+    ratio = numbers["totalFaves"][0] / (numbers["totalViews"][0] + 1)
+    assert at["faves_per_view"][0] == pytest.approx(np.log1p(ratio), rel=1e-5)
+    assert external_block(posts.assign(**dict.fromkeys(features.EXTERNAL, 0.0))) is None
+
+
+def test_blocks_join_side_by_side():
+    one, two = tiny_block(POSTS), Block("b", np.ones((len(POSTS), 1), dtype=np.float16), ["hour"])
+    joined = join_blocks([one, two])
+    assert joined.columns == ["known_tags", "tiny:hour", "category_code", "constant", "noise_0", "noise_1", "noise_2", "b:hour"]
+    assert joined.categorical == ["category_code"] and joined.values.dtype == np.float32
+    with pytest.raises(InputError, match="differ in rows"):
+        join_blocks([one, Block("c", np.ones((3, 1), dtype=np.float32), ["c"])])
+    with pytest.raises(InputError, match="no block"):
+        join_blocks([])

@@ -1,0 +1,177 @@
+"""Boosting over folds: no leak, nothing stale, and the numbers in their places."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kit import gbdt
+from kit.errors import InputError
+from kit.folds import TEST, TRAIN_ONLY, fold_rows, make_folds
+from kit.gbdt import MODELS, TAUGHT, fit_folds
+from kit.learners import LEARNERS
+from kit.metrics import mae, src
+from tests.tiny import tiny_block, tiny_posts
+
+POSTS = tiny_posts(400, 60)
+TARGET = POSTS["label"].to_numpy()
+BLOCK = tiny_block(POSTS)
+FOLDS = make_folds(POSTS, 3, "user")
+SCORED = FOLDS >= 0
+LEAN = {"rounds": 40, "patience": 10, "n_threads": 1}
+FAST = {"lightgbm": {"learning_rate": 0.15}, "catboost": {"learning_rate": 0.15, "depth": 4}}
+
+
+def fit(model="lightgbm", target=TARGET, folds=FOLDS, block=BLOCK, **options):
+    return fit_folds(block, target, folds, POSTS, model, FAST[model], **LEAN | options)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_it_learns_and_scores_what_it_says(model):
+    result = fit(model)
+    assert (np.isfinite(result.oof) == SCORED).all() and np.isfinite(result.test).all()
+    assert result.test.shape == ((FOLDS == TEST).sum(),)
+    assert src(TARGET[SCORED], result.oof[SCORED]) > 0.7
+    for row in result.scores.itertuples():
+        _, valid_idx = fold_rows(FOLDS, row.fold)
+        assert row.n == len(valid_idx)
+        assert row.src == src(TARGET[valid_idx], result.oof[valid_idx])
+        assert row.mae == mae(TARGET[valid_idx], result.oof[valid_idx])
+        assert 1 <= row.rounds <= LEAN["rounds"] and row.seconds > 0
+    assert result.importance["gain"].sum() == pytest.approx(1) and result.importance["gain"].is_monotonic_decreasing
+    assert set(result.importance["column"]) == {*BLOCK.columns, *TAUGHT}
+    gain = result.importance.set_index("column")["gain"]
+    assert gain["constant"] == 0 and gain["known_tags"] > gain["noise_0"]
+    summary = result.summary()
+    assert summary["src_mean"] == result.scores["src"].mean() and summary["n"] == SCORED.sum() and summary["folds"] == 3
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_same_seed_gives_the_same_numbers(model):
+    one, two = fit(model), fit(model)
+    assert np.array_equal(one.oof, two.oof, equal_nan=True) and np.array_equal(one.test, two.test)
+    assert not np.array_equal(one.test, fit(model, seed=1).test)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("scheme", ["user", "time"])
+def test_labels_of_the_scored_fold_change_nothing_in_it(model, scheme):
+    """The test for every leak at once: taught columns, early stopping, refit."""
+    folds = make_folds(POSTS, 2, scheme)
+    _, valid_idx = fold_rows(folds, 1)
+    scrambled = TARGET.copy()
+    scrambled[valid_idx] = np.random.default_rng(0).permutation(TARGET[valid_idx]) * 3
+    before, after = fit(model, folds=folds), fit(model, target=scrambled, folds=folds)
+    assert np.array_equal(before.oof[valid_idx], after.oof[valid_idx])
+    assert not np.array_equal(before.test, after.test)
+
+
+def test_shuffled_labels_cannot_be_predicted():
+    shuffled = TARGET.copy()
+    shuffled[SCORED] = np.random.default_rng(0).permutation(TARGET[SCORED])
+    result = fit(target=shuffled)
+    assert abs(src(shuffled[SCORED], result.oof[SCORED])) < 0.15
+
+
+def test_rows_that_stop_are_neither_fitted_nor_scored_and_of_other_authors(monkeypatch):
+    calls = []
+
+    class Spy(LEARNERS["lightgbm"]):
+        def fit(self, rows, rounds, stop_rows=None, patience=0):
+            calls.append((rows, stop_rows))
+            return super().fit(rows, rounds, stop_rows, patience)
+
+    monkeypatch.setitem(gbdt.LEARNERS, "lightgbm", Spy)
+    fit()
+    assert len(calls) == 2 * 3 + 1
+    uid = POSTS["Uid"].to_numpy()
+    for k in range(3):
+        (fit_idx, stop_idx), (all_idx, none) = calls[2 * k : 2 * k + 2]
+        train_idx, valid_idx = fold_rows(FOLDS, k)
+        assert none is None and np.array_equal(all_idx, train_idx)
+        assert sorted([*fit_idx, *stop_idx]) == train_idx.tolist()
+        assert not set(uid[fit_idx]) & set(uid[stop_idx]) and not set(uid[train_idx]) & set(uid[valid_idx])
+    assert np.array_equal(calls[-1][0], np.flatnonzero(FOLDS != TEST))  # the last fit is taught by all train posts
+
+
+def test_time_folds_leave_the_oldest_posts_unscored():
+    folds = make_folds(POSTS, 2, "time")
+    result = fit(folds=folds)
+    assert np.isnan(result.oof[folds == TRAIN_ONLY]).all() and np.isfinite(result.oof[folds >= 0]).all()
+
+
+def test_without_taught_columns_and_with_a_fixed_number_of_trees():
+    result = fit(taught=False, stop_share=0, rounds=7)
+    assert set(result.scores["rounds"]) == {7} and set(result.importance["column"]) == set(BLOCK.columns)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_weight_zero_leaves_a_post_out_of_training(model):
+    weight = np.where(np.arange(len(POSTS)) % 3 == 0, 0.0, 2.0)
+    nonsense = np.where(weight == 0, 1e4, TARGET)
+    one = fit(model, weight=weight)
+    two = fit(model, weight=weight, target=nonsense)
+    assert np.array_equal(one.oof, two.oof, equal_nan=True) and np.array_equal(one.test, two.test)
+    assert one.scores["n"].sum() == SCORED.sum()  # but it is scored
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_finished_folds_are_read_back_and_stale_ones_are_not(model, tmp_path, monkeypatch):
+    first = fit(model, out_dir=tmp_path)
+    fitted = []
+    original = gbdt._Fitter.fit
+    monkeypatch.setattr(gbdt._Fitter, "fit", lambda self, *a: fitted.append(len(a[1])) or original(self, *a))
+
+    again = fit(model, out_dir=tmp_path)
+    assert not fitted and np.array_equal(first.oof, again.oof, equal_nan=True) and np.array_equal(first.test, again.test)
+    assert first.scores.equals(again.scores) and first.importance.equals(again.importance)
+
+    (tmp_path / "fold_1.npz").unlink()  # as after a kill
+    again = fit(model, out_dir=tmp_path)
+    assert fitted == [(FOLDS == 1).sum()] and np.array_equal(first.oof, again.oof, equal_nan=True)
+
+    fitted.clear()
+    fit(model, out_dir=tmp_path, weight=np.where(np.arange(len(POSTS)) == 3, 2.0, 1.0))
+    assert len(fitted) == 4
+    fitted.clear()
+    fit(model, out_dir=tmp_path, block=tiny_block(POSTS, n_noise=4))
+    assert len(fitted) == 4
+
+
+def test_results_are_on_disk(tmp_path):
+    result = fit(out_dir=tmp_path)
+    assert np.array_equal(np.load(tmp_path / "oof.npy"), result.oof, equal_nan=True)
+    assert np.array_equal(np.load(tmp_path / "test.npy"), result.test)
+    stored = json.loads((tmp_path / "scores.json").read_text())
+    assert stored["src_mean"] == result.summary()["src_mean"] and len(stored["per_fold"]) == stored["folds"] == 3
+    assert {p.name for p in tmp_path.glob("*.txt")} == {"fold_0.txt", "fold_1.txt", "fold_2.txt", "final.txt"}
+
+
+def test_a_release_without_test_posts():
+    posts = POSTS[SCORED].reset_index(drop=True)
+    result = fit_folds(tiny_block(posts), TARGET[SCORED], make_folds(posts, 2, "user"), posts, params=FAST["lightgbm"], **LEAN)
+    assert result.test.shape == (0,) and np.isfinite(result.oof).all()
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"model": "xgboost"}, "choose one of lightgbm, catboost"),
+    ({"target": TARGET[:-1]}, "rows differ"),
+    ({"target": np.where(np.arange(len(POSTS)) == 7, np.nan, TARGET)}, r"1 train posts have no label, the first in row 7"),
+    ({"weight": -np.ones(len(POSTS))}, "weights must be"),
+    ({"weight": np.ones(3)}, "weights must be"),
+])  # fmt: skip
+def test_mistakes_are_named(change, message):
+    with pytest.raises(InputError, match=message):
+        fit_folds(**{"block": BLOCK, "target": TARGET, "folds": FOLDS, "posts": POSTS, **LEAN} | change)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_missing_code_is_a_category_of_its_own(model, capfd):
+    """Posts without a category are three points better: both libraries must see it, and neither may complain."""
+    values = BLOCK.values[:, [2, 4]].copy()
+    values[::4, 0] = -1
+    target = np.where(FOLDS == TEST, np.nan, 5.0 + 3 * (values[:, 0] == -1))
+    block = gbdt.Block("codes", values, ["category_code", "noise"], ["category_code"])
+    result = fit_folds(block, target, FOLDS, POSTS, model, FAST[model], taught=False, stop_share=0, rounds=60, n_threads=1)
+    assert mae(target[SCORED], result.oof[SCORED]) < 0.3
+    assert "Warning" not in "".join(capfd.readouterr())
