@@ -18,11 +18,10 @@ from scipy import sparse
 from kit import text_features as text
 from kit.errors import InputError
 from kit.run import Block
+from kit.smpd import EXTERNAL
 
 SECONDS_PER_DAY = 86_400
 OUTSIDE_SHARE = 0.5  # of the test posts may lie outside a column's train range before the column is dropped
-EXTERNAL = ("totalViews", "totalTags", "totalGeotagged", "totalFaves", "totalInGroup", "photoCount", "followerCount",
-            "followingCount")
 CODED = ("Category", "Subcategory", "Concept", "timezone_id", "Mediatype", "Mediastatus")
 
 
