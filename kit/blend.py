@@ -129,7 +129,9 @@ def _weights(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
 def _line(mixed: np.ndarray, target: np.ndarray) -> tuple[float, float]:
     """Slope and intercept of least absolute error; for a given slope the best intercept is a median."""
     found = minimize_scalar(
-        lambda slope: np.abs(target - slope * mixed - np.median(target - slope * mixed)).mean(), bounds=SLOPES, method="bounded"
+        lambda slope: np.abs(target - slope * mixed - np.median(target - slope * mixed)).mean(),
+        bounds=SLOPES,
+        method="bounded",
     )
     return float(found.x), float(np.median(target - found.x * mixed))
 
@@ -145,7 +147,9 @@ def _stack(predictions: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _scores(target: np.ndarray, nested: np.ndarray, folds: np.ndarray, scored: np.ndarray) -> pd.DataFrame:
     rows = {int(k): scored & (folds == k) for k in np.unique(folds[scored])}
-    return pd.DataFrame([
-        {"fold": k, "n": int(at.sum()), "src": src(target[at], nested[at]), "mae": mae(target[at], nested[at])}
-        for k, at in rows.items()
-    ])
+    return pd.DataFrame(
+        [
+            {"fold": k, "n": int(at.sum()), "src": src(target[at], nested[at]), "mae": mae(target[at], nested[at])}
+            for k, at in rows.items()
+        ]
+    )

@@ -146,7 +146,11 @@ def _cell_failed(error: Any, notebook: Path) -> StepFailed:
         return StepFailed(error.evalue, notebook=notebook, status=2)
     trace = [line for line in _plain("\n".join(error.traceback)).splitlines() if line.strip()]
     return StepFailed(
-        f"{error.ename}: {error.evalue}", _section(notebook, error.cell_index), error.exec_count or 0, trace[-12:-1], notebook
+        f"{error.ename}: {error.evalue}",
+        _section(notebook, error.cell_index),
+        error.exec_count or 0,
+        trace[-12:-1],
+        notebook,
     )
 
 

@@ -80,9 +80,13 @@ def statistic_block(
         frames.append(pd.DataFrame({"pid": number.astype(np.float32)}))
     frame = _varying(pd.concat(frames, axis=1))
     if frame.shape[1] == 0:
-        raise InputError(f"no column of the families {families} varies over the {len(posts)} posts: nothing to learn from")
+        raise InputError(
+            f"no column of the families {families} varies over the {len(posts)} posts: nothing to learn from"
+        )
     categorical = [c for c in frame if c.endswith("_code")]
-    return Block("statistic", frame.to_numpy(np.float32), list(frame), categorical, f"posts table: {', '.join(families)}")
+    return Block(
+        "statistic", frame.to_numpy(np.float32), list(frame), categorical, f"posts table: {', '.join(families)}"
+    )
 
 
 def external_block(posts: pd.DataFrame) -> Block | None:
@@ -102,7 +106,11 @@ def external_block(posts: pd.DataFrame) -> Block | None:
     frame = frame.join(_cross_ratios(raw))
     frame["external_found"] = raw.notna().any(axis=1)
     frame = _varying(frame.astype(np.float32))
-    return Block("external", frame.to_numpy(np.float32), list(frame), [], "user_additional.csv") if len(frame.columns) else None
+    return (
+        Block("external", frame.to_numpy(np.float32), list(frame), [], "user_additional.csv")
+        if len(frame.columns)
+        else None
+    )
 
 
 def join_blocks(blocks: list[Block], name: str = "joined") -> Block:
@@ -110,7 +118,9 @@ def join_blocks(blocks: list[Block], name: str = "joined") -> Block:
     if not blocks:
         raise InputError("no block to join; name at least one")
     if len({len(b.values) for b in blocks}) > 1:
-        raise InputError(f"blocks differ in rows: { {b.name: len(b.values) for b in blocks} }; rebuild them from one run")
+        raise InputError(
+            f"blocks differ in rows: { {b.name: len(b.values) for b in blocks} }; rebuild them from one run"
+        )
     seen = pd.Series([c for b in blocks for c in b.columns]).value_counts()
     new = [{c: c if seen[c] == 1 else f"{b.name}:{c}" for c in b.columns} for b in blocks]
     values = np.concatenate([np.asarray(b.values, dtype=np.float32) for b in blocks], axis=1)
@@ -162,11 +172,19 @@ def posting_time(context: Context) -> pd.DataFrame:
     date = posts["Postdate"].dt
     hour = date.hour + date.minute / 60
     local_hour = (hour + posts["timezone_offset"].fillna(0) / 60) % 24
-    frame = pd.DataFrame({
-        "year": date.year + (date.dayofyear - 1) / 366, "month": date.month, "day": date.day, "weekday": date.weekday,
-        "week": date.isocalendar().week.astype(np.float64), "week_of_month": (date.day - 1) // 7 + 1,
-        "hour": hour, "local_hour": local_hour, "week_hour": date.weekday * 24 + hour,
-    })
+    frame = pd.DataFrame(
+        {
+            "year": date.year + (date.dayofyear - 1) / 366,
+            "month": date.month,
+            "day": date.day,
+            "weekday": date.weekday,
+            "week": date.isocalendar().week.astype(np.float64),
+            "week_of_month": (date.day - 1) // 7 + 1,
+            "hour": hour,
+            "local_hour": local_hour,
+            "week_hour": date.weekday * 24 + hour,
+        }
+    )
     circles = {"month": 12, "weekday": 7, "local_hour": 24, "week": 53}
     for column, period in circles.items():
         angle = 2 * np.pi * frame[column] / period
@@ -220,9 +238,9 @@ def counts(context: Context) -> pd.DataFrame:
     table = posts[["Uid", "Category", "Subcategory", "Concept", "Title"]].apply(lambda c: pd.factorize(c)[0])
     table["day"] = posts["Postdate"].dt.floor("D").astype("int64")
     keys |= {"day": ["day"], "author_day": ["Uid", "day"]}
-    frame = pd.DataFrame({
-        f"log_n_{name}": np.log(table.groupby(columns)["Title"].transform("size")) for name, columns in keys.items()
-    })
+    frame = pd.DataFrame(
+        {f"log_n_{name}": np.log(table.groupby(columns)["Title"].transform("size")) for name, columns in keys.items()}
+    )
     for column in ("Category", "Subcategory", "Concept"):
         frame[f"author_distinct_{column}"] = table.groupby("Uid")[column].transform("nunique")
     return frame
@@ -240,8 +258,12 @@ def author_history(context: Context) -> pd.DataFrame:
     instants = events.drop_duplicates().sort_values("time", kind="stable")
     instants["last"] = instants.groupby("Uid")["time"].shift()
     last = events.merge(instants, on=["Uid", "time"], how="left")["last"]
-    return pd.DataFrame({"log_author_earlier_posts": np.log1p(earlier),
-                         "log_author_days_since_last": np.log1p((seconds - last) / SECONDS_PER_DAY)})
+    return pd.DataFrame(
+        {
+            "log_author_earlier_posts": np.log1p(earlier),
+            "log_author_days_since_last": np.log1p((seconds - last) / SECONDS_PER_DAY),
+        }
+    )
 
 
 def tag_frequency(context: Context) -> pd.DataFrame:
@@ -293,8 +315,23 @@ def description(context: Context) -> pd.DataFrame:
 
 FAMILIES: dict[str, Callable[[Context], pd.DataFrame]] = {
     f.__name__: f
-    for f in (profile, account_age, posting_time, geo, text_shape, category, counts, author_history, tag_frequency,
-              tag_history, top_tags, title_svd, tags_svd, tag_neighbours, description)
+    for f in (
+        profile,
+        account_age,
+        posting_time,
+        geo,
+        text_shape,
+        category,
+        counts,
+        author_history,
+        tag_frequency,
+        tag_history,
+        top_tags,
+        title_svd,
+        tags_svd,
+        tag_neighbours,
+        description,
+    )
 }
 
 

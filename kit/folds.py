@@ -65,8 +65,10 @@ def fold_rows(folds: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     train_idx = np.flatnonzero(others & (folds != TEST))
     valid_idx = np.flatnonzero(folds == k)
     if not len(train_idx) or not len(valid_idx) or k < 0:
-        raise InputError(f"fold {k} has {len(train_idx)} training and {len(valid_idx)} scored posts; "
-                         f"the folds are 0 to {folds.max()}")
+        raise InputError(
+            f"fold {k} has {len(train_idx)} training and {len(valid_idx)} scored posts; "
+            f"the folds are 0 to {folds.max()}"
+        )
     return train_idx, valid_idx
 
 

@@ -103,10 +103,19 @@ def fit_folds(
         raise InputError(f"model {model!r} is unknown; choose one of {', '.join(MODELS)}")
     weight = np.ones(len(target)) if weight is None else _checked_weight(weight, len(target))
     params = LEARNERS[model].settings(params or {}, len(block.columns))
-    settings = {"model": model, "params": params, "rounds": rounds, "patience": patience, "stop_share": stop_share,
-                "seed": seed, "taught": taught}
+    settings = {
+        "model": model,
+        "params": params,
+        "rounds": rounds,
+        "patience": patience,
+        "stop_share": stop_share,
+        "seed": seed,
+        "taught": taught,
+    }
     fitter = _Fitter(block, target, weight, posts, settings, n_threads, device)
-    text = [pd.util.hash_pandas_object(posts[c], index=False).to_numpy() for c in ("Uid", "Title", "Alltags", "Postdate")]
+    text = [
+        pd.util.hash_pandas_object(posts[c], index=False).to_numpy() for c in ("Uid", "Title", "Alltags", "Postdate")
+    ]
     store = _Store(out_dir, settings, block, target, folds, weight, *text)
     parts = []
     for k in progress(range(int(np.max(folds)) + 1), label=f"{model} folds", unit="fold"):
@@ -167,9 +176,13 @@ class _Store:
 
     def __init__(self, out_dir: Path | None, settings: dict, block: Block, *arrays: np.ndarray):
         self._dir = Path(out_dir) if out_dir else None
-        self._key = _hash({**settings, "columns": block.columns, "categorical": block.categorical}, block.values, *arrays)
+        self._key = _hash(
+            {**settings, "columns": block.columns, "categorical": block.categorical}, block.values, *arrays
+        )
 
-    def get(self, name: str, fitter: _Fitter, train_idx: np.ndarray, predict_idx: np.ndarray, n_trees: int | None = None):
+    def get(
+        self, name: str, fitter: _Fitter, train_idx: np.ndarray, predict_idx: np.ndarray, n_trees: int | None = None
+    ):
         """The fit's numbers: read back where its key fits, else made and kept, the model first."""
         path = self._dir / f"{name}.npz" if self._dir else None
         key = f"{self._key} {n_trees}"
@@ -213,9 +226,16 @@ def _collect(model: str, columns: list[str], target, folds, parts: list[dict], f
     for k, part in enumerate(parts):
         _, valid_idx = fold_rows(folds, k)
         oof[valid_idx] = part["prediction"]
-        scores.append({"fold": k, "n": len(valid_idx), "src": src(target[valid_idx], oof[valid_idx]),
-                       "mae": mae(target[valid_idx], oof[valid_idx]), "rounds": int(part["rounds"]),
-                       "seconds": round(float(part["seconds"]), 2)})
+        scores.append(
+            {
+                "fold": k,
+                "n": len(valid_idx),
+                "src": src(target[valid_idx], oof[valid_idx]),
+                "mae": mae(target[valid_idx], oof[valid_idx]),
+                "rounds": int(part["rounds"]),
+                "seconds": round(float(part["seconds"]), 2),
+            }
+        )
     gain = np.mean([part["gain"] / max(part["gain"].sum(), 1e-12) for part in parts], axis=0)
     importance = pd.DataFrame({"column": columns, "gain": gain}).sort_values("gain", ascending=False, kind="stable")
     return FoldResult(model, oof, final["prediction"], pd.DataFrame(scores), importance.reset_index(drop=True))
@@ -228,8 +248,10 @@ def _checked_target(block: Block, target: np.ndarray, folds: np.ndarray, posts: 
         raise InputError(f"rows differ: {lengths}; all four must come from one run")
     missing = np.flatnonzero((folds != TEST) & ~np.isfinite(target))
     if len(missing):
-        raise InputError(f"{len(missing)} train posts have no label, the first in row {missing[0]} "
-                         f"(Pid {posts['Pid'].iloc[missing[0]]}); every train post needs one")
+        raise InputError(
+            f"{len(missing)} train posts have no label, the first in row {missing[0]} "
+            f"(Pid {posts['Pid'].iloc[missing[0]]}); every train post needs one"
+        )
     return target
 
 

@@ -12,11 +12,26 @@ import numpy as np
 ROWS_PER_THREAD = 10_000  # fewer, and LightGBM's threads mostly wait: 8 times slower beside any other busy process
 WIDE = 256  # columns from which coarser bins pay: 2.6 times faster, no loss
 LIGHTGBM = {
-    "objective": "regression", "metric": "l1", "learning_rate": 0.03, "num_leaves": 15, "max_depth": 8,
-    "min_child_samples": 20, "feature_fraction": 0.5, "bagging_fraction": 0.8, "bagging_freq": 1, "lambda_l2": 10.0,
+    "objective": "regression",
+    "metric": "l1",
+    "learning_rate": 0.03,
+    "num_leaves": 15,
+    "max_depth": 8,
+    "min_child_samples": 20,
+    "feature_fraction": 0.5,
+    "bagging_fraction": 0.8,
+    "bagging_freq": 1,
+    "lambda_l2": 10.0,
     "extra_trees": True,
 }
-CATBOOST = {"loss_function": "RMSE", "eval_metric": "MAE", "learning_rate": 0.05, "depth": 6, "l2_leaf_reg": 3.0, "rsm": 0.3}
+CATBOOST = {
+    "loss_function": "RMSE",
+    "eval_metric": "MAE",
+    "learning_rate": 0.05,
+    "depth": 6,
+    "l2_leaf_reg": 3.0,
+    "rsm": 0.3,
+}
 
 
 @dataclass(frozen=True)
@@ -39,11 +54,20 @@ class LightGBM:
         n_threads = max(1, min(n_threads, len(self._values) // ROWS_PER_THREAD))
         self._threads = n_threads
         self._params = params | {
-            "num_threads": n_threads, "seed": seed, "deterministic": True, "force_col_wise": True, "verbosity": -1,
-            "device_type": device, "feature_pre_filter": False,
+            "num_threads": n_threads,
+            "seed": seed,
+            "deterministic": True,
+            "force_col_wise": True,
+            "verbosity": -1,
+            "device_type": device,
+            "feature_pre_filter": False,
         }
         self._data = lightgbm.Dataset(
-            self._values, np.nan_to_num(data.target), weight=data.weight, params=self._params, free_raw_data=False,
+            self._values,
+            np.nan_to_num(data.target),
+            weight=data.weight,
+            params=self._params,
+            free_raw_data=False,
             categorical_feature=np.flatnonzero(data.coded).tolist(),
         )
 
@@ -56,8 +80,10 @@ class LightGBM:
         """Fits on rows; returns the number of trees, the best for stop_rows where given."""
         watch = {}
         if stop_rows is not None:
-            watch = {"valid_sets": [self._data.subset(stop_rows)],
-                     "callbacks": [lightgbm.early_stopping(patience, first_metric_only=True, verbose=False)]}
+            watch = {
+                "valid_sets": [self._data.subset(stop_rows)],
+                "callbacks": [lightgbm.early_stopping(patience, first_metric_only=True, verbose=False)],
+            }
         self._booster = lightgbm.train(self._params, self._data.subset(rows), rounds, **watch)
         return self._booster.best_iteration if stop_rows is not None else rounds
 
@@ -83,8 +109,13 @@ class CatBoost:
         self._target, self._weight = data.target, data.weight
         if device != "cpu":
             params = {name: value for name, value in params.items() if name != "rsm"}  # unknown to CatBoost on a GPU
-        self._params = params | {"thread_count": n_threads, "random_seed": seed, "task_type": device.upper(),
-                                 "verbose": False, "allow_writing_files": False}
+        self._params = params | {
+            "thread_count": n_threads,
+            "random_seed": seed,
+            "task_type": device.upper(),
+            "verbose": False,
+            "allow_writing_files": False,
+        }
         self._order = np.r_[np.flatnonzero(~data.coded), np.flatnonzero(data.coded)]  # CatBoost wants floats first
         self._floats = np.ascontiguousarray(data.values[:, ~data.coded], dtype=np.float32)
         self._codes = np.nan_to_num(data.values[:, data.coded], nan=-1).astype(np.int64).astype("S").astype(object)

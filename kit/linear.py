@@ -38,8 +38,11 @@ class Design:
         self._dense = _standardised(np.asarray(block.values)[:, ~coded])
         tags = tag_matrix(long_tags(posts["Alltags"]), len(posts))
         parts = [_one_hot(codes) * CODE_SCALE for codes in np.asarray(block.values)[:, coded].T]
-        parts += [TfidfTransformer().fit_transform(part) * TEXT_SCALE for part in (tags, title_terms(posts["Title"]))
-                  if part.nnz]
+        parts += [
+            TfidfTransformer().fit_transform(part) * TEXT_SCALE
+            for part in (tags, title_terms(posts["Title"]))
+            if part.nnz
+        ]
         parts.append(np.full((len(posts), 1), INTERCEPT, dtype=np.float32))
         self._sparse = sparse.hstack([sparse.csr_matrix(part) for part in parts]).tocsr().astype(np.float32)
         self._transposed = self._sparse.T.tocsr()
@@ -57,8 +60,10 @@ class Design:
         mean = float(np.average(np.where(weight > 0, target, 0), weights=weight))
         centred = np.where(weight > 0, target - mean, 0)
         operator = LinearOperator(
-            self.shape, dtype=np.float64,
-            matvec=lambda v: root * self._times(v.ravel()), rmatvec=lambda u: self._transposed_times(root * u.ravel()),
+            self.shape,
+            dtype=np.float64,
+            matvec=lambda v: root * self._times(v.ravel()),
+            rmatvec=lambda u: self._transposed_times(root * u.ravel()),
         )
         found = lsmr(operator, root * centred, damp=np.sqrt(alpha), maxiter=MAX_STEPS, atol=1e-4, btol=1e-4)
         return found[0], mean

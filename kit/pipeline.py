@@ -148,7 +148,9 @@ def parse_value(value: Any, type_name: str, target: str) -> Any:
     try:
         if type_name.startswith("list["):
             text = value.strip()
-            items = ast.literal_eval(text) if text.startswith(("[", "(")) else [item for item in text.split(",") if item]
+            items = (
+                ast.literal_eval(text) if text.startswith(("[", "(")) else [item for item in text.split(",") if item]
+            )
             return [parse_value(str(item), type_name[5:-1], target) for item in items]
         if type_name == "bool":
             return {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}[value.lower()]
@@ -185,7 +187,9 @@ def _walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argumen
         stamp = stamps.current_stamp(step.notebook, step.parameters)
         if step.number in options.accept:
             _accept(step, run_dir, stamp)
-        reason = "asked for with --force" if step.number in options.force else stamps.why_stale(run_dir, step.name, stamp)
+        reason = (
+            "asked for with --force" if step.number in options.force else stamps.why_stale(run_dir, step.name, stamp)
+        )
         if reason is None:
             saved_s = read_json(done_path(run_dir, step.name))["seconds"]
             print(f"{step.name:{width}}  up to date (skipped, saves {saved_s:.0f} s)", flush=True)
@@ -226,7 +230,10 @@ def _accept(step: Step, run_dir: Path, stamp: dict) -> None:
 
 
 def _metrics(mark: dict) -> str:
-    shown = [f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in mark["metrics"].items()]
+    shown = [
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in mark["metrics"].items()
+    ]
     return "".join(f", {text}" for text in shown)
 
 
@@ -265,7 +272,9 @@ def _list(steps: list[Step], run_dir: Path) -> int:
         print(f"{step.name}  ({'up to date' if reason is None else reason})")
         for name, parameter in read_parameters(step.notebook).items():
             value = step.parameters[name]
-            print(f"    {name}: {parameter.type_name} = {value!r}" + (f"  # {parameter.help}" if parameter.help else ""))
+            print(
+                f"    {name}: {parameter.type_name} = {value!r}" + (f"  # {parameter.help}" if parameter.help else "")
+            )
     return 0
 
 
@@ -322,7 +331,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _number(text: str) -> str:
-    """"6", "06" or "06_gbdt_folds" -> "06"."""
+    """ "6", "06" or "06_gbdt_folds" -> "06"."""
     return text.split("_")[0].zfill(2)
 
 

@@ -88,7 +88,9 @@ def category_tree(posts: pd.DataFrame, most: int = 12, within: int = 6) -> Figur
         _stack(axes[0, 0], row, counts[category].sort_values(ascending=False), within)
     labels = posts.dropna(subset=["label"]).groupby("Category", observed=True)["label"]
     quartiles = labels.quantile([0.25, 0.5, 0.75]).unstack().reindex(order)
-    axes[0, 1].hlines(range(len(order)), quartiles[0.25], quartiles[0.75], color=COLOURS["actual"], linewidth=4, alpha=0.4)
+    axes[0, 1].hlines(
+        range(len(order)), quartiles[0.25], quartiles[0.75], color=COLOURS["actual"], linewidth=4, alpha=0.4
+    )
     axes[0, 1].plot(quartiles[0.5], range(len(order)), "o", color=COLOURS["blend"])
     names = [str(name) or "(none)" for name in order]
     axes[0, 0].set(yticks=range(len(order)), yticklabels=names, xlabel="posts, train and test", title="Category tree")
@@ -119,7 +121,9 @@ def posting_rhythm(posts: pd.DataFrame) -> Figure:
     week = np.zeros((7, 24))
     np.add.at(week, (dated["Postdate"].dt.weekday, dated["Postdate"].dt.hour), 1)
     image = axes[0, 0].imshow(week, aspect="auto", cmap="viridis")
-    axes[0, 0].set(yticks=range(7), yticklabels=WEEKDAYS, xticks=range(0, 24, 3), xlabel="hour (UTC)", title="When posts appear")
+    axes[0, 0].set(
+        yticks=range(7), yticklabels=WEEKDAYS, xticks=range(0, 24, 3), xlabel="hour (UTC)", title="When posts appear"
+    )
     axes[0, 0].grid(visible=False)
     figure.colorbar(image, ax=axes[0, 0], label="posts")
     span_days = (dated["Postdate"].max() - dated["Postdate"].min()).days if len(dated) else 0
@@ -157,8 +161,12 @@ def users_per_split(posts: pd.DataFrame) -> Figure:
         axes[0, 1].barh([0], [100 - by_known], left=[by_known], color=COLOURS["test"], height=0.5)
         bold = {"weight": "bold"}
         axes[0, 1].text(0, 0.36, f"{by_known:.0f} % by users seen in train", color=COLOURS["train"], **bold)
-        axes[0, 1].text(100, -0.36, f"{100 - by_known:.0f} % by new users", color=COLOURS["test"], ha="right", va="top", **bold)
-    axes[0, 1].set(title=f"Test posts (n = {len(test):,})", xlabel="share (%)", yticks=[], ylim=(-0.8, 0.8), xlim=(0, 100))
+        axes[0, 1].text(
+            100, -0.36, f"{100 - by_known:.0f} % by new users", color=COLOURS["test"], ha="right", va="top", **bold
+        )
+    axes[0, 1].set(
+        title=f"Test posts (n = {len(test):,})", xlabel="share (%)", yticks=[], ylim=(-0.8, 0.8), xlim=(0, 100)
+    )
     return figure
 
 
@@ -170,7 +178,9 @@ def actual_against_predicted(target: np.ndarray, prediction: np.ndarray, name: s
     extent = (low, high, low, high)
     hexes = axes[0, 0].hexbin(prediction, target, gridsize=45, cmap="viridis", mincnt=1, bins="log", extent=extent)
     axes[0, 0].plot([low, high], [low, high], color=COLOURS["blend"], linewidth=1)
-    axes[0, 0].set(xlabel=f"out-of-fold prediction, {name}", ylabel=LABEL, title=f"Each train post (n = {len(target):,})")
+    axes[0, 0].set(
+        xlabel=f"out-of-fold prediction, {name}", ylabel=LABEL, title=f"Each train post (n = {len(target):,})"
+    )
     figure.colorbar(hexes, ax=axes[0, 0], label="posts")
     bins = np.linspace(low, high, 60)
     axes[0, 1].hist(target, bins, color=COLOURS["actual"], alpha=0.55, label="actual")
@@ -205,14 +215,23 @@ def fold_scores(scores: pd.DataFrame) -> Figure:
     Args:
         scores: columns scheme, model, fold, src, mae.
     """
-    figure, axes = _grid(1, 2, width=10.5, height=0.42 * scores.groupby(["scheme", "model"]).ngroups + 1.2, share_y=True)
+    figure, axes = _grid(
+        1, 2, width=10.5, height=0.42 * scores.groupby(["scheme", "model"]).ngroups + 1.2, share_y=True
+    )
     groups = list(scores.groupby(["scheme", "model"], sort=False))
-    for ax, metric, name in ((axes[0, 0], "src", "SRC (higher is better)"), (axes[0, 1], "mae", "MAE (lower is better)")):
+    for ax, metric, name in (
+        (axes[0, 0], "src", "SRC (higher is better)"),
+        (axes[0, 1], "mae", "MAE (lower is better)"),
+    ):
         for row, ((_, model), part) in enumerate(groups):
             colour = COLOURS.get(model, INK)
             ax.plot(part[metric], [row] * len(part), "o", color=colour, alpha=0.55, markersize=5)
             ax.plot([part[metric].mean()] * 2, [row - 0.28, row + 0.28], color=colour, linewidth=2.5)
-        ax.set(xlabel=name, yticks=range(len(groups)), yticklabels=[f"{model}, {scheme} folds" for (scheme, model), _ in groups])
+        ax.set(
+            xlabel=name,
+            yticks=range(len(groups)),
+            yticklabels=[f"{model}, {scheme} folds" for (scheme, model), _ in groups],
+        )
     axes[0, 0].invert_yaxis()
     axes[0, 0].set_title("Out-of-fold scores")
     return figure
@@ -301,8 +320,15 @@ def shot_coverage(coverage: pd.DataFrame) -> Figure:
     for ax, what in zip(axes[0], ("months", "concepts", "users"), strict=True):
         for kind, colour in (("random", COLOURS["actual"]), ("shots", COLOURS["predicted"])):
             share = 100 * coverage[f"{what}_{kind}"] / coverage[what].clip(lower=1)
-            ax.plot(np.sort(share)[::-1], color=colour, label="three-stage sampling" if kind == "shots" else "at random")
-        ax.set(title=f"{what.capitalize()} covered", xlabel="classes, best first", ylabel="share of the class (%)", ylim=(0, 103))
+            ax.plot(
+                np.sort(share)[::-1], color=colour, label="three-stage sampling" if kind == "shots" else "at random"
+            )
+        ax.set(
+            title=f"{what.capitalize()} covered",
+            xlabel="classes, best first",
+            ylabel="share of the class (%)",
+            ylim=(0, 103),
+        )
     axes[0, 0].legend(loc="lower left")
     return figure
 
@@ -317,8 +343,12 @@ def training_history(history: pd.DataFrame) -> Figure:
     figure, axes = _grid(1, 2, width=10.5, height=3.3)
     shades = dict(zip(("L_g", "L_o", "L_c"), ("#31688e", "#2a9d8f", "#e07b39"), strict=True))
     for term, colour in shades.items():
-        axes[0, 0].plot(history["epoch"], history[f"valid_{term}"], "o-", color=colour, label=f"{term}, held-out authors")
-        axes[0, 0].plot(history["epoch"], history[f"train_{term}"], "--", color=colour, alpha=0.6, label=f"{term}, training")
+        axes[0, 0].plot(
+            history["epoch"], history[f"valid_{term}"], "o-", color=colour, label=f"{term}, held-out authors"
+        )
+        axes[0, 0].plot(
+            history["epoch"], history[f"train_{term}"], "--", color=colour, alpha=0.6, label=f"{term}, training"
+        )
     axes[0, 0].set(xlabel="epoch", ylabel="cross-entropy (nats)", title="Loss terms (Eq. 8)")
     axes[0, 0].legend(fontsize=7.5, ncols=2)
     heads = {"global": "#31688e", "local": "#2a9d8f", "visual": "#e07b39", "textual": "#8a6fb0", "averaged": "#b5446e"}
@@ -340,7 +370,9 @@ def class_alignment(table: pd.DataFrame) -> Figure:
     """
     figure, axes = _grid(1, 2, width=10.5, height=3.4)
     for ax, metric, name in ((axes[0, 0], "src", "SRC"), (axes[0, 1], "mae", "MAE")):
-        ax.scatter(table["cosine"], table[metric], s=8 + 90 * table["n"] / table["n"].max(), color=COLOURS["train"], alpha=0.65)
+        ax.scatter(
+            table["cosine"], table[metric], s=8 + 90 * table["n"] / table["n"].max(), color=COLOURS["train"], alpha=0.65
+        )
         correlation = table["cosine"].rank().corr(table[metric].rank())
         ax.set(xlabel="mean image-text cosine of the class", ylabel=f"{name} within the class",
                title=f"{name}: rank correlation {correlation:+.2f} over {len(table)} classes")  # fmt: skip
@@ -348,7 +380,12 @@ def class_alignment(table: pd.DataFrame) -> Figure:
 
 
 def _grid(
-    n_rows: int, n_columns: int, width: float, height: float, share_y: bool = False, widths: Sequence[float] | None = None
+    n_rows: int,
+    n_columns: int,
+    width: float,
+    height: float,
+    share_y: bool = False,
+    widths: Sequence[float] | None = None,
 ) -> tuple[Figure, np.ndarray]:
     """A figure with its axes, made without pyplot so that nothing is kept open or shown twice."""
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -53,7 +53,9 @@ def quality_table(posts: pd.DataFrame) -> pd.DataFrame:
 def _flags(posts: pd.DataFrame) -> dict[str, np.ndarray]:
     """Condition -> (n_posts,) bool, in the order a reader wants them."""
     n_title, n_tags = word_counts(posts["Title"]), word_counts(posts["Alltags"])
-    album = posts.loc[posts["Title"] != ""].duplicated(["Uid", "Title"], keep=False).reindex(posts.index, fill_value=False)
+    album = (
+        posts.loc[posts["Title"] != ""].duplicated(["Uid", "Title"], keep=False).reindex(posts.index, fill_value=False)
+    )
     known = posts["Uid"].isin(set(posts.loc[posts["split"] == "train", "Uid"]))
     empty, absent = _image_states(posts["image_path"])
     flags = {
@@ -66,7 +68,8 @@ def _flags(posts: pd.DataFrame) -> dict[str, np.ndarray]:
         "no concept": posts["Concept"] == "",
         "no posting date": posts["Postdate"].isna(),
         "no place (Geoaccuracy 0 or missing)": ~(posts["Geoaccuracy"] > 0),
-        "no user profile (first date and photo count missing)": posts["photo_firstdate"].isna() & posts["photo_count"].isna(),
+        "no user profile (first date and photo count missing)": posts["photo_firstdate"].isna()
+        & posts["photo_count"].isna(),
         "user not in the train part": ~known,
         "image file missing": absent,
         "image file empty": empty,
@@ -90,7 +93,9 @@ def label_correlation(block: Block, labels: pd.Series) -> pd.DataFrame:
     varying = values.loc[:, values.nunique() > 1]
     correlation = varying.rank().corrwith(labels[train].rank().reset_index(drop=True)).reindex(block.columns)
     filled = 100 * values.notna().mean()
-    table = pd.DataFrame({"column": block.columns, "correlation": correlation.to_numpy(), "filled (%)": filled.to_numpy()})
+    table = pd.DataFrame(
+        {"column": block.columns, "correlation": correlation.to_numpy(), "filled (%)": filled.to_numpy()}
+    )
     return table.sort_values("correlation", key=np.abs, ascending=False, ignore_index=True)
 
 

@@ -1,6 +1,6 @@
 """One self-contained HTML page from a run: scores, figures, data quality, parameters, versions. No network, no scripts.
 
-    python -m kit.report outputs/demo
+python -m kit.report outputs/demo
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def _head(run: Run, facts: dict) -> str:
     if blend is not None:
         blend = blend[blend["scheme"] == blend["scheme"].iloc[0]]
         for metric, name in (("src", "SRC"), ("mae", "MAE")):
-            cards.append((f"{blend[metric].mean():.4f}", f"{name} of the blend, ± {blend[metric].std(ddof=0):.4f} over folds"))
+            cards.append(
+                (f"{blend[metric].mean():.4f}", f"{name} of the blend, ± {blend[metric].std(ddof=0):.4f} over folds")
+            )
     shown = "".join(f'<div class="card"><b>{value}</b><span>{html.escape(name)}</span></div>' for value, name in cards)
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     warning = f'<p class="warn">{WARNING}</p>' if facts["synthetic"] else ""
@@ -106,7 +108,9 @@ def _head(run: Run, facts: dict) -> str:
 def _left_out(run: Run) -> str:
     """What the run did without, and what it would have needed."""
     notes = [read_json(path) for path in sorted((run.dir / "done").glob("*.left_out.json"))]
-    return "".join(f'<p class="warn"><b>{note["step"]} was left out.</b> {html.escape(note["reason"])}</p>' for note in notes)
+    return "".join(
+        f'<p class="warn"><b>{note["step"]} was left out.</b> {html.escape(note["reason"])}</p>' for note in notes
+    )
 
 
 def _scores(run: Run) -> str:

@@ -174,7 +174,9 @@ def _read_json(path: Path, needed: Iterable[str]) -> pd.DataFrame:
     elif isinstance(content, dict):
         table = _columnar_table(content, path)
     else:
-        raise InputError(f"{path} holds a JSON {type(content).__name__}; expected a list of posts or a table by columns")
+        raise InputError(
+            f"{path} holds a JSON {type(content).__name__}; expected a list of posts or a table by columns"
+        )
     table = table.rename(columns={old: new for old, new in SPELLINGS.items() if new not in table})
     if absent := [name for name in needed if name not in table]:
         raise InputError(f"{path} has no {', '.join(absent)}; it holds: {', '.join(table.columns) or 'nothing'}")
@@ -194,7 +196,11 @@ def _parse_json(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start:,}): copy it from the release again") from error
     except json.JSONDecodeError as error:
-        cut = "; it ends too early, so the copy is probably incomplete" if error.pos >= len(error.doc.rstrip()) - 1 else ""
+        cut = (
+            "; it ends too early, so the copy is probably incomplete"
+            if error.pos >= len(error.doc.rstrip()) - 1
+            else ""
+        )
         raise InputError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno} "
             f"(character {error.pos:,} of {len(error.doc):,}){cut}. Copy it from the release again"
@@ -219,7 +225,9 @@ def _columnar_table(content: dict, path: Path) -> pd.DataFrame:
         keys = list(values) if isinstance(values, dict) else [str(i) for i in range(len(values))]
         first_keys = keys if first_keys is None else first_keys
         if keys != first_keys:
-            raise InputError(f"{path}: column {name!r} has other rows ({len(keys):,}) than the first ({len(first_keys):,})")
+            raise InputError(
+                f"{path}: column {name!r} has other rows ({len(keys):,}) than the first ({len(first_keys):,})"
+            )
         columns[name] = _object_array(list(values.values()) if isinstance(values, dict) else values)
     return pd.DataFrame(columns)
 
@@ -264,7 +272,9 @@ def _check_ids(tables: dict[str, pd.DataFrame], paths: dict[str, Path]) -> pd.Da
     ids = pd.DataFrame({name: _as_id(reference[name]) for name in ("Uid", "Pid")})
     if (empty := ids.eq("").any(axis=1)).any():
         row = int(empty.argmax())
-        raise InputError(f"{paths[JSON_ROLES[0]]}, row {row}: Uid {ids.Uid[row]!r}, Pid {ids.Pid[row]!r}; an id is missing")
+        raise InputError(
+            f"{paths[JSON_ROLES[0]]}, row {row}: Uid {ids.Uid[row]!r}, Pid {ids.Pid[row]!r}; an id is missing"
+        )
     for role in JSON_ROLES[1:]:
         known = [name for name in ("Uid", "Pid") if name in tables[role]]
         if not known and role != "user":  # the user file of 2020 has rows but no ids
@@ -307,7 +317,9 @@ def _refuse_duplicates(posts: pd.DataFrame, root: Path) -> None:
         uid, pid = posts.loc[first, ["Uid", "Pid"]]
         rows = posts.index[posts.Uid.eq(uid) & posts.Pid.eq(pid)]
         n_train = int(posts.split.eq("train").sum())
-        where = ", ".join(f"{posts.split[row]} row {row - (n_train if posts.split[row] == 'test' else 0)}" for row in rows)
+        where = ", ".join(
+            f"{posts.split[row]} row {row - (n_train if posts.split[row] == 'test' else 0)}" for row in rows
+        )
         raise InputError(
             f"{root}: the post Uid {uid}, Pid {pid} appears {len(rows)} times ({where}); {int(twice.sum()):,} rows share their "
             "(Uid, Pid) with another. Every post must appear once: remove the copies from all files"
@@ -329,7 +341,9 @@ def _image_paths(lines: list[str], ids: pd.DataFrame, root: Path, part: str, sou
             continue
         steps = relative.split("/")
         if relative.startswith("/") or ".." in steps or ":" in steps[0]:
-            raise InputError(f"{source}, line {row + 1}: {relative!r} leads out of the release; expected {part}/<Uid>/<Pid>.jpg")
+            raise InputError(
+                f"{source}, line {row + 1}: {relative!r} leads out of the release; expected {part}/<Uid>/<Pid>.jpg"
+            )
         if steps[-1].rsplit(".", 1)[0] != pid:
             raise InputError(
                 f"{source}, line {row + 1}: image {relative!r} where the image of Pid {pid!r} is expected: the list is in "
@@ -451,7 +465,9 @@ def _join_external(posts: pd.DataFrame, root: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype={"Pathalias": str}, keep_default_na=False)
     except (ValueError, OSError) as error:
-        raise InputError(f"cannot read {path}: {error}. Expected a CSV with Pathalias, {', '.join(EXTERNAL)}") from error
+        raise InputError(
+            f"cannot read {path}: {error}. Expected a CSV with Pathalias, {', '.join(EXTERNAL)}"
+        ) from error
     if absent := [name for name in ("Pathalias", *EXTERNAL) if name not in table]:
         raise InputError(f"{path} has no column {', '.join(absent)}; it has {', '.join(table.columns)}")
     values = table[list(EXTERNAL)].apply(pd.to_numeric, errors="coerce").astype(float)

@@ -101,7 +101,9 @@ def read_submission(path: Path, kind: str) -> pd.DataFrame:
             raise
         raise InputError(f"cannot read {path} as a submission: {error}") from error
     if list(table.columns) != ["post_id", "popularity_score"]:
-        raise InputError(f"{path}: columns are {', '.join(map(str, table.columns))}; expected post_id, popularity_score")
+        raise InputError(
+            f"{path}: columns are {', '.join(map(str, table.columns))}; expected post_id, popularity_score"
+        )
     return table
 
 
@@ -132,7 +134,9 @@ def validate_table(table: pd.DataFrame, posts: pd.DataFrame, where: str) -> None
 def _check_scores(scores: pd.Series, posts: pd.DataFrame, ids: np.ndarray, where: str) -> None:
     values = pd.to_numeric(scores, errors="coerce").to_numpy(dtype=float)
     if (wrong := ~np.isfinite(values)).any():
-        raise InputError(f"{where}: {int(wrong.sum()):,} scores are not finite numbers, the first at {ids[wrong.argmax()]}")
+        raise InputError(
+            f"{where}: {int(wrong.sum()):,} scores are not finite numbers, the first at {ids[wrong.argmax()]}"
+        )
     low, high = posts["label"].min(), posts["label"].max()
     margin = 0.5 * 10.0**-DECIMALS
     if (wrong := (values < low - margin) | (values > high + margin)).any():
@@ -144,7 +148,9 @@ def _check_scores(scores: pd.Series, posts: pd.DataFrame, ids: np.ndarray, where
 
 
 def _as_json(table: pd.DataFrame, external_data: str) -> str:
-    rows = [{"post_id": i, "popularity_score": s} for i, s in zip(table["post_id"], table["popularity_score"], strict=True)]
+    rows = [
+        {"post_id": i, "popularity_score": s} for i, s in zip(table["post_id"], table["popularity_score"], strict=True)
+    ]
     used = "true" if external_data else "false"  # a string in the official format
     content = {"version": VERSION, "result": rows, "external_data": {"used": used, "details": external_data}}
     return json.dumps(content, indent=4) + "\n"

@@ -53,7 +53,9 @@ def title_terms(texts: pd.Series, longest: int = 1) -> sparse.csr_matrix:
         longest: words in a term, at most.
     """
     code, distinct = pd.factorize(texts.astype("object").where(texts.notna(), ""))
-    counter = CountVectorizer(ngram_range=(1, longest), min_df=min(2, len(distinct)), max_features=MAX_TERMS, binary=True)
+    counter = CountVectorizer(
+        ngram_range=(1, longest), min_df=min(2, len(distinct)), max_features=MAX_TERMS, binary=True
+    )
     try:
         return counter.fit_transform(distinct).astype(np.float32)[code]
     except ValueError:  # sklearn's way to say that no term is common enough
@@ -116,13 +118,15 @@ def tag_frequency(long: pd.DataFrame, uid: pd.Series) -> pd.DataFrame:
     author = pd.factorize(uid)[0][long["row"]]
     n_using = long.assign(author=author).groupby("tag")["author"].nunique().to_numpy()
     n_with = np.bincount(long["tag"])
-    values = pd.DataFrame({
-        "row": long["row"],
-        "posts": np.log1p(n_with)[long["tag"]],
-        "authors": np.log1p(n_using)[long["tag"]],
-        "alone": (n_with == 1)[long["tag"]].astype(np.float32),
-        "rare": (n_with <= 5)[long["tag"]].astype(np.float32),
-    })
+    values = pd.DataFrame(
+        {
+            "row": long["row"],
+            "posts": np.log1p(n_with)[long["tag"]],
+            "authors": np.log1p(n_using)[long["tag"]],
+            "alone": (n_with == 1)[long["tag"]].astype(np.float32),
+            "rare": (n_with <= 5)[long["tag"]].astype(np.float32),
+        }
+    )
     grouped = values.groupby("row")
     stats = grouped[["posts", "authors"]].agg(["mean", "max", "min", "std"])
     stats.columns = [f"tag_{what}_{stat}" for what, stat in stats.columns]

@@ -24,11 +24,15 @@ class Release:
 
     @staticmethod
     def _rows(rng: np.random.Generator, start: int, n: int) -> dict[str, list]:
-        rows: dict[str, list] = {role: [] for role in ("category", "text", "time", "user", "additional", "images", "label")}
+        rows: dict[str, list] = {
+            role: [] for role in ("category", "text", "time", "user", "additional", "images", "label")
+        }
         for i in range(start, start + n):
             ids = {"Uid": f"{i // 4}@N{10 + i // 4}", "Pid": str(100 + 3 * i)}
             kind = int(rng.integers(4))
-            rows["category"].append({**ids, "Category": "AB"[kind // 2], "Subcategory": f"s{kind}", "Concept": f"c{i % 5}"})
+            rows["category"].append(
+                {**ids, "Category": "AB"[kind // 2], "Subcategory": f"s{kind}", "Concept": f"c{i % 5}"}
+            )
             title = " ".join(rng.choice(["sunny", "dog", "street", "blue", "night"], int(rng.integers(0, 4))))
             tags = " ".join(rng.choice(["cat", "dog", "city", "love", "art", "sea"], int(rng.integers(0, 6))))
             rows["text"].append({**ids, "Title": title, "Mediatype": "photo", "Alltags": tags})

@@ -53,8 +53,10 @@ def test_a_line_is_recovered_and_used_only_where_it_helps():
 
 def test_auto_takes_the_better_nested_score():
     for model in (GOOD, 0.7 * GOOD):
-        scores = {c: mae(TARGET[SCORED], fit_blend({"m": model}, TARGET, FOLDS, calibrate=c).oof[SCORED])
-                  for c in ("none", "affine", "auto")}
+        scores = {
+            c: mae(TARGET[SCORED], fit_blend({"m": model}, TARGET, FOLDS, calibrate=c).oof[SCORED])
+            for c in ("none", "affine", "auto")
+        }
         assert scores["auto"] == min(scores["none"], scores["affine"])
 
 

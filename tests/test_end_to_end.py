@@ -82,7 +82,10 @@ def test_executed_notebooks_are_complete(finished):
     for path in sorted((run_dir / "notebooks").glob("*.ipynb")):
         cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
         assert all(cell["execution_count"] for cell in cells), path.name
-        assert any("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"]) or "04" in path.name
+        assert (
+            any("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"])
+            or "04" in path.name
+        )
 
 
 def test_no_test_part_no_submission(finished, capsys, tmp_path):

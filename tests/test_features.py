@@ -76,7 +76,9 @@ def test_time_in_utc_and_local():
     for i in (0, 77):
         when = POSTS["Postdate"][i].to_pydatetime()
         assert frame["hour"][i] == when.hour and frame["weekday"][i] == when.weekday()
-        assert frame["local_hour"][i] == (when.hour + 1) % 24 and frame["week_hour"][i] == when.weekday() * 24 + when.hour
+        assert (
+            frame["local_hour"][i] == (when.hour + 1) % 24 and frame["week_hour"][i] == when.weekday() * 24 + when.hour
+        )
         assert frame["week"][i] == when.isocalendar()[1]
         assert frame["month_sin"][i] == pytest.approx(np.sin(2 * np.pi * when.month / 12))
 
@@ -193,8 +195,13 @@ def test_description_vectors_of_old_releases_are_used():
 
 
 def test_missing_texts_dates_and_profiles_do_no_harm():
-    empty = POSTS.assign(Title="", Alltags="", photo_count=np.nan, timezone_offset=np.nan,
-                         user_description=pd.Categorical([""] * len(POSTS)))
+    empty = POSTS.assign(
+        Title="",
+        Alltags="",
+        photo_count=np.nan,
+        timezone_offset=np.nan,
+        user_description=pd.Categorical([""] * len(POSTS)),
+    )
     empty.loc[3, "Postdate"] = pd.NaT
     block = small_block(empty)
     assert len(block.values) == len(POSTS) and np.isnan(block.values[3, block.columns.index("hour")])
@@ -219,7 +226,16 @@ def test_external_block_only_with_its_columns():
 def test_blocks_join_side_by_side():
     one, two = tiny_block(POSTS), Block("b", np.ones((len(POSTS), 1), dtype=np.float16), ["hour"])
     joined = join_blocks([one, two])
-    assert joined.columns == ["known_tags", "tiny:hour", "category_code", "constant", "noise_0", "noise_1", "noise_2", "b:hour"]
+    assert joined.columns == [
+        "known_tags",
+        "tiny:hour",
+        "category_code",
+        "constant",
+        "noise_0",
+        "noise_1",
+        "noise_2",
+        "b:hour",
+    ]
     assert joined.categorical == ["category_code"] and joined.values.dtype == np.float32
     with pytest.raises(InputError, match="differ in rows"):
         join_blocks([one, Block("c", np.ones((3, 1), dtype=np.float32), ["c"])])

@@ -123,7 +123,9 @@ def test_finished_folds_are_read_back_and_stale_ones_are_not(model, tmp_path, mo
     monkeypatch.setattr(gbdt._Fitter, "fit", lambda self, *a: fitted.append(len(a[1])) or original(self, *a))
 
     again = fit(model, out_dir=tmp_path)
-    assert not fitted and np.array_equal(first.oof, again.oof, equal_nan=True) and np.array_equal(first.test, again.test)
+    assert (
+        not fitted and np.array_equal(first.oof, again.oof, equal_nan=True) and np.array_equal(first.test, again.test)
+    )
     assert first.scores.equals(again.scores) and first.importance.equals(again.importance)
 
     (tmp_path / "fold_1.npz").unlink()  # as after a kill
@@ -149,7 +151,9 @@ def test_results_are_on_disk(tmp_path):
 
 def test_a_release_without_test_posts():
     posts = POSTS[SCORED].reset_index(drop=True)
-    result = fit_folds(tiny_block(posts), TARGET[SCORED], make_folds(posts, 2, "user"), posts, params=FAST["lightgbm"], **LEAN)
+    result = fit_folds(
+        tiny_block(posts), TARGET[SCORED], make_folds(posts, 2, "user"), posts, params=FAST["lightgbm"], **LEAN
+    )
     assert result.test.shape == (0,) and np.isfinite(result.oof).all()
 
 
@@ -172,6 +176,8 @@ def test_a_missing_code_is_a_category_of_its_own(model, capfd):
     values[::4, 0] = -1
     target = np.where(FOLDS == TEST, np.nan, 5.0 + 3 * (values[:, 0] == -1))
     block = gbdt.Block("codes", values, ["category_code", "noise"], ["category_code"])
-    result = fit_folds(block, target, FOLDS, POSTS, model, FAST[model], taught=False, stop_share=0, rounds=60, n_threads=1)
+    result = fit_folds(
+        block, target, FOLDS, POSTS, model, FAST[model], taught=False, stop_share=0, rounds=60, n_threads=1
+    )
     assert mae(target[SCORED], result.oof[SCORED]) < 0.3
     assert "Warning" not in "".join(capfd.readouterr())

@@ -47,5 +47,3 @@ def test_mae_by_hand():
 def test_bad_input_is_named(score, target, prediction, message):
     with pytest.raises(InputError, match=message):
         score(target, prediction)
-
-

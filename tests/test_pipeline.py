@@ -112,7 +112,9 @@ def test_a_failing_cell_is_shown_where_it_is(chain, capsys):
 
 
 def test_a_mistake_of_the_user_is_told_without_a_trace(chain, capsys):
-    _notebook(chain.folder, "01_first", 'from kit.errors import InputError\nraise InputError("labels.txt, line 3: no number")')
+    _notebook(
+        chain.folder, "01_first", 'from kit.errors import InputError\nraise InputError("labels.txt, line 3: no number")'
+    )
     assert chain() == 2
     error = capsys.readouterr().err
     assert "labels.txt, line 3: no number" in error and "Traceback" not in error and "InputError" not in error
@@ -135,7 +137,13 @@ def test_leaving_early_is_no_success(chain, capsys):
 
 
 def test_a_step_left_out_is_named_and_tried_again(chain, capsys):
-    _notebook(chain.folder, "01_first", "run.leave_out('no weights in inputs/weights', blocks=['clip'])", WRITE, "run.finish()")
+    _notebook(
+        chain.folder,
+        "01_first",
+        "run.leave_out('no weights in inputs/weights', blocks=['clip'])",
+        WRITE,
+        "run.finish()",
+    )
     _notebook(chain.folder, "02_second", "run.finish()")
     (chain.dir / "blocks" / "clip").mkdir(parents=True)
     assert chain() == 0
@@ -203,7 +211,14 @@ def test_values_get_the_declared_type(text, kind, value):
 
 @pytest.mark.parametrize(
     ("text", "kind"),
-    [("1.5", "int"), ("nan", "float"), ("inf", "float"), ("maybe", "bool"), ("a,2", "list[int]"), ("[1, 2", "list[int]")],
+    [
+        ("1.5", "int"),
+        ("nan", "float"),
+        ("inf", "float"),
+        ("maybe", "bool"),
+        ("a,2", "list[int]"),
+        ("[1, 2", "list[int]"),
+    ],
 )
 def test_values_of_the_wrong_type_are_refused(text, kind):
     with pytest.raises(InputError, match="01.x"):

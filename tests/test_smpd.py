@@ -200,7 +200,10 @@ def _empty_release(release):
         (_drop_file, r"train_temporalspatial_information.json or train_temporalspatial.json is missing in .*release"),
         (_truncate, r"test_category.json is not valid JSON: .* line 1, column \d+ .*probably incomplete"),
         (_shorten, r"differ in length: .*train_additional_information.json 39"),
-        (_shuffle, r"train_user_data.json holds the same posts in another order .*row 0 has .* 40 rows differ|another order"),
+        (
+            _shuffle,
+            r"train_user_data.json holds the same posts in another order .*row 0 has .* 40 rows differ|another order",
+        ),
         (_shuffle_images, r"train_img_filepath.txt, line 1: image .*another order"),
         (_other_posts, r"test_temporalspatial_information.json holds other posts"),
         (_word_as_label, r"train_label.txt, line 7: 'many' is not a number"),

@@ -27,11 +27,15 @@ def test_only_code_counts(tmp_path):
     plain = _hash(tmp_path, "x = 1\nprint(x)")
     assert _hash(tmp_path, "x = 1  # one\n\nprint( x )", prose="# Another title") == plain
     assert _hash(tmp_path, "x = 2\nprint(x)") != plain
-    assert _hash(tmp_path, 'def f():\n    """Old."""\n    return 1') == _hash(tmp_path, 'def f():\n    """New."""\n    return 1')
+    assert _hash(tmp_path, 'def f():\n    """Old."""\n    return 1') == _hash(
+        tmp_path, 'def f():\n    """New."""\n    return 1'
+    )
 
 
 def test_imports_are_followed(tmp_path):
-    path = _notebook(tmp_path / "09_test.ipynb", ({}, "from kit import metrics\nimport kit.predictions\nfrom kit.run import Run"))
+    path = _notebook(
+        tmp_path / "09_test.ipynb", ({}, "from kit import metrics\nimport kit.predictions\nfrom kit.run import Run")
+    )
     hashes = stamps.code_hashes(path)
     assert {"kit.metrics", "kit.predictions", "kit.gbdt", "kit.run", "kit.errors"} <= set(hashes)
     assert "kit.smpd" not in hashes

@@ -3,12 +3,14 @@
 import subprocess
 import sys
 
+import pytest
+
 from kit.run import PROJECT_ROOT
 
 
-def test_ruff():
-    command = [sys.executable, "-m", "ruff", "check", "kit", "tests", "notebooks"]
-    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize("command", [["check", "kit", "tests", "notebooks"], ["format", "--check", "kit", "tests"]])
+def test_ruff(command):
+    done = subprocess.run([sys.executable, "-m", "ruff", *command], cwd=PROJECT_ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 

@@ -40,7 +40,10 @@ def test_external_data_is_declared(posts, tmp_path):
     [
         ([1.0, 2.0], "2 predictions for 3 test posts"),
         ([1.0, np.nan, 2.0], "1 scores are not finite numbers, the first at post96454"),
-        ([1.0, 17.0, 0.2], r"2 scores lie outside the train labels' range 1.00 to 16.56, the first 17.0000 at post96454"),
+        (
+            [1.0, 17.0, 0.2],
+            r"2 scores lie outside the train labels' range 1.00 to 16.56, the first 17.0000 at post96454",
+        ),
     ],
 )
 def test_a_wrong_prediction_writes_nothing(posts, tmp_path, prediction, message):

@@ -45,8 +45,12 @@ def tiny_block(posts: pd.DataFrame, n_noise: int = 3) -> Block:
     """Two columns that tell about the label, one of codes, some of noise and one constant."""
     rng = np.random.default_rng(9)
     known = posts["Alltags"].str.count(r"\bt[0-7]\b").to_numpy()
-    columns = {"known_tags": known, "hour": posts["Postdate"].dt.hour, "category_code": posts["Category"].cat.codes,
-               "constant": np.ones(len(posts))}
+    columns = {
+        "known_tags": known,
+        "hour": posts["Postdate"].dt.hour,
+        "category_code": posts["Category"].cat.codes,
+        "constant": np.ones(len(posts)),
+    }
     columns |= {f"noise_{i}": rng.normal(size=len(posts)) for i in range(n_noise)}
     frame = pd.DataFrame(columns).astype(np.float32)
     return Block("tiny", frame.to_numpy(), list(frame), ["category_code"], "made up")
