@@ -36,7 +36,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> paramet
     "full": {},
     "demo": {
         "02": {"clip_model": "smp-tiny", "shots": 24},
-        "06": {"n_folds": 3, "rounds": 600, "patience": 50, "learning_rate": 0.08},
+        "06": {"n_folds": 3, "rounds": 400, "patience": 50, "learning_rate": 0.08},
     },
 }
 CALLED_FROM = "KIT_CALLED_FROM"  # environment variable: the folder run_all.sh was called in

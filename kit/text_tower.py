@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from kit.errors import InputError
 
+# several lengths, one text empty, one too long
+PROBE_TEXTS = ["", "a photo", "a longer description of a sunset over the sea, with boats", "word " * 100]
+
 
 def make_text_tower(model: nn.Module, tokenizer) -> TextTower:
     """The text tower of an open_clip model behind the one interface, tested against ``model.encode_text``."""
@@ -48,7 +51,11 @@ class TextTower(nn.Module):
             )
         self._adopt(text, tokenizer)
         self.has_sot = _has_sot(self.tokenizer)
-        self._self_test(model)
+        ids = self.tokenize(PROBE_TEXTS)
+        with torch.no_grad():
+            expected = model.encode_text(ids)
+        _run_sequence_first(self.transformer)
+        self._self_test(ids, expected[0] if isinstance(expected, tuple) else expected)
 
     def _adopt(self, text: nn.Module, tokenizer) -> None:
         """Take over the parts of the model's own tower."""
@@ -134,11 +141,8 @@ class TextTower(nn.Module):
         return torch.full((len(ids),), 0 if self.pool_type == "first" else ids.shape[1] - 1, device=ids.device)
 
     @torch.no_grad()
-    def _self_test(self, model: nn.Module) -> None:
-        """Compare with the model's own encoder on texts of several lengths, one of them empty."""
-        ids = self.tokenize(["", "a photo", "a longer description of a sunset over the sea, with boats", "word " * 100])
-        expected = model.encode_text(ids)
-        expected = expected[0] if isinstance(expected, tuple) else expected
+    def _self_test(self, ids: Tensor, expected: Tensor) -> None:
+        """Compare with what the model's own encoder says of the same texts."""
         for found in (self.encode_embeds(self.embed(ids), ids)[0], self.encode_ids(ids[:3])[0], self.pool_ids(ids[:2])):
             error = (found - expected[: len(found)]).abs().max() / expected.abs().max()
             if not error < 1e-4:
@@ -181,6 +185,18 @@ def project(hidden: Tensor, projection: nn.Module | Tensor | None) -> Tensor:
     if projection is None:
         return hidden
     return projection(hidden) if isinstance(projection, nn.Module) else hidden @ projection
+
+
+def _run_sequence_first(transformer: nn.Module) -> None:
+    """Let attention run on (L, N, width), which open_clip offers too: twice as fast in bfloat16 on CPUs, the same result.
+
+    Batch-first input reaches torch's attention as a transposed view, and its projection then copies weights per batch.
+    """
+    blocks = getattr(transformer, "resblocks", ())
+    if blocks and all(isinstance(getattr(block, "attn", None), nn.MultiheadAttention) for block in blocks):
+        transformer.batch_first = False
+        for block in blocks:
+            block.attn.batch_first = False
 
 
 def _pad_id(tokenizer, default: int) -> int:

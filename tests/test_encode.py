@@ -265,4 +265,5 @@ def test_half_precision_run_keeps_its_choice_when_resumed(clip, tmp_path, monkey
     assert next(clip.model.parameters()).dtype == torch.float32  # the model itself is not cast
     monkeypatch.setattr(encode, "probe_precision", lambda job, device: pytest.fail("probed again"))
     (tmp_path / "00001.npz").unlink()
-    np.testing.assert_array_equal(encode_texts(texts, clip.text_encoder(), tmp_path, shard_size=10), found)
+    again = encode_texts(texts, clip.text_encoder(), tmp_path, shard_size=10)
+    np.testing.assert_allclose(again, found, atol=0.02)  # bfloat16 on several threads
