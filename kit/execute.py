@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import logging
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +90,6 @@ def execute(notebook: Path, run_dir: Path, parameters: dict[str, Any], width: in
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    _prepare()
     output = run_dir / "notebooks" / f"{notebook.stem}.ipynb"
     running, failed = output.with_suffix(".running.ipynb"), output.with_suffix(".failed.ipynb")
     log_path = run_dir / "logs" / f"{notebook.stem}.log"
@@ -96,7 +97,11 @@ def execute(notebook: Path, run_dir: Path, parameters: dict[str, Any], width: in
         path.parent.mkdir(parents=True, exist_ok=True)
     failed.unlink(missing_ok=True)
     started = time.perf_counter()
-    with open(log_path, "w", encoding="utf-8") as log, _Heartbeat(notebook.stem, log_path, width) as heartbeat:
+    with (
+        _kernel_environment(),
+        open(log_path, "w", encoding="utf-8") as log,
+        _Heartbeat(notebook.stem, log_path, width) as heartbeat,
+    ):
         try:
             papermill.execute_notebook(
                 str(notebook), str(running), parameters=parameters, kernel_name="python3", cwd=str(PROJECT_ROOT),
@@ -119,12 +124,20 @@ def execute(notebook: Path, run_dir: Path, parameters: dict[str, Any], width: in
     return time.perf_counter() - started, heartbeat.peak_mb
 
 
-def _prepare() -> None:
+@contextlib.contextmanager
+def _kernel_environment() -> Iterator[None]:
+    """The process environment as kernels shall inherit it, for as long as one runs."""
+    before = dict(os.environ)
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
     os.environ.pop("JUPYTER_PREFER_ENV_PATH", None)  # set to 0 it prefers another environment's kernel to ours
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    logging.getLogger("traitlets").setLevel(logging.ERROR)
+    for name in ("papermill", "traitlets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def usable_cores() -> int:

@@ -42,6 +42,7 @@ def chain(tmp_path, monkeypatch):
     _notebook(folder, "02_second", READ, "run.finish(n=n)")
     (tmp_path / "data").mkdir()
     monkeypatch.setattr(pipeline, "NOTEBOOKS", folder)
+    monkeypatch.delenv(pipeline.CALLED_FROM, raising=False)  # set where run_all.sh runs these tests
     monkeypatch.setattr(report, "write_report", lambda run_dir: (run_dir / "report.html").write_text("report"))
 
     def run(*arguments):

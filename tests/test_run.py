@@ -74,6 +74,7 @@ def test_opening_for_a_step_withdraws_its_mark(run):
 
 
 def test_finish_records_reads_and_writes(run, capsys, monkeypatch):
+    monkeypatch.delenv(run_module.HEADLESS, raising=False)
     run.finish()
     later = Run.open(run.dir, step="04_features")
     later.write_block(Block("b", np.zeros((52, 1), np.float32), ["x"]))
