@@ -180,7 +180,7 @@ def _unknown_step(number: str) -> None:
 
 
 def _walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, arguments: list[str]) -> int:
-    started, n_run = time.perf_counter(), 0
+    started, n_tried, n_run = time.perf_counter(), 0, 0
     width = max(len(step.name) for step in steps)
     print(f"run {_short(run_dir)}: {len(steps)} steps", flush=True)
     for step in steps:
@@ -195,7 +195,7 @@ def _walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argumen
             print(f"{step.name:{width}}  up to date (skipped, saves {saved_s:.0f} s)", flush=True)
             continue
         print(f"{step.name:{width}}  running: {reason}", flush=True)
-        n_run += 1
+        n_tried += 1
         try:
             seconds, peak_mb = execute(step.notebook, run_dir, step.parameters, width)
             mark = stamps.write_mark(run_dir, step.name, stamp, seconds, peak_mb)
@@ -208,8 +208,9 @@ def _walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argumen
             return _say_failed(
                 StepFailed("the notebook ended without its last cell, run.finish(...): was it left early?"),
                 step, run_dir, arguments)  # fmt: skip
+        n_run += 1
         print(f"{step.name:{width}}  done in {seconds:.0f} s, peak {mark['peak_mb']:,} MB{_metrics(mark)}", flush=True)
-    if n_run or not (run_dir / "report.html").is_file():
+    if n_tried or not (run_dir / "report.html").is_file():
         report.write_report(run_dir)
     _summary(run_dir, time.perf_counter() - started, n_run)
     return 0
@@ -253,7 +254,7 @@ def _say_failed(failure: StepFailed, step: Step, run_dir: Path, arguments: list[
 
 
 def _summary(run_dir: Path, seconds: float, n_run: int) -> None:
-    what = f"{n_run} step{'s' * (n_run != 1)} run" if n_run else "everything is up to date"
+    what = f"{n_run} step{'s' * (n_run != 1)} run" if n_run else "nothing new to run"
     print(f"{what}, {seconds:.0f} s")
     submission = run_dir / "submission.csv"
     if submission.is_file():
@@ -295,8 +296,16 @@ def _check(steps: list[Step], data_dir: Path, run_dir: Path) -> int:
     print(f"output      {_short(run_dir)}, {shutil.disk_usage(run_dir).free / 1e9:.0f} GB free")
     for step in steps:
         reason = stamps.why_stale(run_dir, step.name, stamps.current_stamp(step.notebook, step.parameters))
-        print(f"{step.name:12}{'up to date' if reason is None else 'will run: ' + reason}")
+        print(f"{step.name:16}{'up to date' if reason is None else 'will run: ' + reason}")
+        if "clip_model" in step.parameters and (missing := _missing_weights(step.parameters)):
+            print(f"{'':16}{missing}")
     return 1 if absent else 0
+
+
+def _missing_weights(parameters: dict[str, Any]) -> str:
+    from kit.clip import missing_weights  # torch is loaded only where it is asked for
+
+    return missing_weights(parameters["clip_model"], parameters["pretrained"], parameters["weights_dir"])
 
 
 def _lab() -> int:
