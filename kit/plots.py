@@ -361,24 +361,6 @@ def training_history(history: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
-def class_alignment(table: pd.DataFrame) -> Figure:
-    """The paper's Figure 4a: mean image-text cosine of a class against how well its popularity is predicted.
-
-    Args:
-        table: per class the columns n, cosine, src, mae.
-    """
-    figure, axes = _grid(1, 2, width=10.5, height=3.4)
-    for ax, metric, name in ((axes[0, 0], "src", "SRC"), (axes[0, 1], "mae", "MAE")):
-        ax.scatter(
-            table["cosine"], table[metric], s=8 + 90 * table["n"] / table["n"].max(), color=COLOURS["train"], alpha=0.65
-        )
-        correlation = table["cosine"].rank().corr(table[metric].rank())
-        ax.set(xlabel="mean image-text cosine of the class", ylabel=f"{name} within the class",
-               title=f"{name}: rank correlation {correlation:+.2f} over {len(table)} classes")  # fmt: skip
-    return figure
-
-
 def _grid(
     n_rows: int,
     n_columns: int,

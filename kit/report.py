@@ -32,11 +32,9 @@ FIGURES = {  # file name -> caption, in the order of the page; what a run does n
     "category_tree": "Posts per category, divided by subcategory, and the popularity of each category.",
     "posting_rhythm": "When posts appear, and how train and test lie in time.",
     "users_per_split": "How much users post, and how many test posts are by users that the train part knows.",
+    "shot_coverage": "Months, concepts and users of a class that its shots touch, against as many random posts.",
     "shots": "Posts drawn for the prototypes of some classes.",
     "similarity": "Cosines between the class prototypes.",
-    "figure_3": "Actual and predicted popularity under tail oversampling (the paper's Figure 3).",
-    "figure_4a": "Alignment of image and text per class against its scores (the paper's Figure 4a).",
-    "figure_4b": "SRC against the share of training posts kept by loss (the paper's Figure 4b).",
 }
 WARNING = (
     "Every number on this page was measured on the <b>synthetic demo</b>. It shows that the chain works; it says nothing "

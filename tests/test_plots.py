@@ -63,3 +63,26 @@ def test_other_peoples_settings_survive():
     before = dict(rcParams)
     plots.blend_weights({"a": 1.0})
     assert dict(rcParams) == before
+
+
+def test_prototype_and_training_figures():
+    rng = np.random.default_rng(0)
+    coverage = pd.DataFrame({
+        f"{what}{kind}": np.full(4, value)
+        for what in ("months", "concepts", "users")
+        for kind, value in (("", 10), ("_shots", 8), ("_random", 5))
+    })  # fmt: skip
+    first, *_ = _drawn(plots.shot_coverage(coverage))
+    assert [line.get_ydata()[0] for line in first.lines] == [50, 80]
+    unit = np.eye(3)
+    maps = _drawn(plots.similarity_map(unit, unit[::-1], ["a", "b", "c"]))
+    np.testing.assert_array_equal(maps[2].images[0].get_array(), unit @ unit[::-1].T)
+    picture = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    sheet = plots.contact_sheet({"cats": [picture, picture], "dogs": [picture]})
+    sheet.canvas.draw()
+    assert [len(ax.images) for ax in sheet.axes] == [1, 1, 1, 0]
+    columns = [f"{side}_{term}" for side in ("train", "valid") for term in ("L_g", "L_o", "L_c")]
+    columns += [f"valid_accuracy_{head}" for head in ("global", "local", "visual", "textual", "averaged")]
+    history = pd.DataFrame(rng.random((3, len(columns))), columns=columns).assign(epoch=range(3))
+    losses, accuracies = _drawn(plots.training_history(history))
+    assert len(losses.lines) == 6 and len(accuracies.lines) == 5
