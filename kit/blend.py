@@ -1,8 +1,8 @@
-"""The last step: convex weights for the models, a straight line to undo drift, and an honest score for the result.
+"""The last step: fuse the models, undo drift with a straight line, and give the result an honest score.
 
-Models and lines are chosen on out-of-fold predictions, so a score on the same predictions would flatter them. The scores
-given here are nested: every fold is predicted with weights and line fitted without it, and folds that run forward in time
-with earlier folds only.
+Ways of fusion, weights and lines are chosen on out-of-fold predictions, so a score on the same predictions would flatter
+them. The scores given here are nested: every fold is predicted with what was fitted without it, and folds that run forward
+in time with earlier folds only.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 
+from kit import fusion
 from kit.errors import InputError
 from kit.folds import TRAIN_ONLY
 from kit.metrics import mae, src
 
+METHODS = tuple(fusion.METHODS)
 CALIBRATIONS = ("auto", "affine", "none")
-STEPS = (0.2, 0.05, 0.01)  # weight moved between two models, coarse to fine
 SLOPES = (0.5, 2.0)  # a line outside would mean a broken model, not drift
 
 
@@ -28,14 +29,18 @@ class Blend:
     """How to combine the models, and what that is worth.
 
     Attributes:
-        weights: model -> weight >= 0; they sum to 1.
-        slope, intercept: the line applied to the weighted mean; 1 and 0 where calibration does not pay.
+        method: one of METHODS.
+        weights: model -> weight >= 0; they sum to 1 except for "stack".
+        mix: what the method has learnt from all out-of-fold predictions.
+        slope, intercept: the line applied to the mix; 1 and 0 where calibration does not pay.
         low, high: range of the labels; predictions are clipped to it.
         scores: one row per fold: fold, n, src, mae; nested.
         oof: (n_posts,) float64 nested predictions, NaN where no fold scores a post.
     """
 
+    method: str
     weights: dict[str, float]
+    mix: fusion.Mix
     slope: float
     intercept: float
     low: float
@@ -47,30 +52,37 @@ class Blend:
         """(n,) float64: the blend of each model's predictions for the same n posts, on the scale of the label."""
         if set(predictions) != set(self.weights):
             raise InputError(f"the blend knows {sorted(self.weights)}, but predictions are from {sorted(predictions)}")
-        matrix = _stack({name: predictions[name] for name in self.weights})
-        mixed = matrix @ np.array(list(self.weights.values()))
+        mixed = self.mix(_stack({name: predictions[name] for name in self.weights}))
         return np.clip(self.slope * mixed + self.intercept, self.low, self.high)
 
 
 def fit_blend(
-    oof: Mapping[str, np.ndarray], target: np.ndarray, folds: np.ndarray, *, calibrate: str = "auto"
+    oof: Mapping[str, np.ndarray],
+    target: np.ndarray,
+    folds: np.ndarray,
+    *,
+    method: str = "convex",
+    calibrate: str = "auto",
 ) -> Blend:
-    """The convex blend with the least MAE out of fold, with a line on top where nested folds say that it helps.
+    """The models fused in one way, with a line on top where nested folds say that it helps.
 
     Args:
         oof: model -> (n_posts,) predictions; a post counts where all models and the target are finite.
         target: (n_posts,) label, NaN for test posts.
         folds: (n_posts,) from `folds.make_folds`, the ones `oof` was made with.
+        method: one of METHODS.
         calibrate: "affine": the line slope * blend + intercept of least absolute error; "none"; "auto": the line if it
             lowers the nested MAE. Folds in time show the drift that a line can undo; folds of authors show none.
 
     Raises:
-        InputError: no model, lengths that differ, unknown calibration or nothing to score.
+        InputError: no model, lengths that differ, unknown method or calibration, or nothing to score.
 
-    Source: the blends of HyFea, USTC and Alonso, without weights that sum to 1.02.
+    Source: the blends of HyFea, USTC and Alonso, without weights that sum to 1.02; the paper's "Fusion" is not specified.
     """
     if calibrate not in CALIBRATIONS:
         raise InputError(f"calibration {calibrate!r} is unknown; choose one of {', '.join(CALIBRATIONS)}")
+    if method not in METHODS:
+        raise InputError(f"fusion {method!r} is unknown; choose one of {', '.join(METHODS)}")
     matrix, target, folds = _stack(oof), np.asarray(target, dtype=np.float64), np.asarray(folds)
     if not len(matrix) == len(target) == len(folds):
         raise InputError(f"rows differ: oof {len(matrix)}, target {len(target)}, folds {len(folds)}")
@@ -79,51 +91,65 @@ def fit_blend(
         raise InputError("no post has a label and an out-of-fold prediction of every model; nothing to blend")
     limits = float(np.nanmin(target)), float(np.nanmax(target))
     lines = {"auto": (False, True), "affine": (True,), "none": (False,)}[calibrate]
-    tried = {line: _nested(matrix, target, folds, scored, line, limits) for line in lines}
+    tried = _nested(matrix, target, folds, scored, fusion.METHODS[method], lines, limits)
     line = min(tried, key=lambda line: mae(target[scored], tried[line][scored]))
-    weights, slope, intercept = _fit(matrix[scored], target[scored], line)
-    named = {name: float(weight) for name, weight in zip(oof, weights, strict=True)}
-    return Blend(named, slope, intercept, *limits, _scores(target, tried[line], folds, scored), tried[line])
+    mix = fusion.METHODS[method](matrix[scored], target[scored])
+    slope, intercept = _line(mix(matrix[scored]), target[scored]) if line else (1.0, 0.0)
+    named = {name: float(weight) for name, weight in zip(oof, mix.weights, strict=True)}
+    scores = _scores(target, tried[line], folds, scored)
+    return Blend(method, named, mix, slope, intercept, *limits, scores, tried[line])
 
 
-def _nested(matrix, target, folds, scored, line: bool, limits: tuple[float, float]) -> np.ndarray:
-    """(n_posts,) each fold blended by what the other folds (in time: the earlier ones) teach; NaN where not scored."""
-    out = np.full(len(target), np.nan)
+def compare_methods(
+    oof: Mapping[str, np.ndarray], target: np.ndarray, folds: np.ndarray, *, calibrate: str = "auto"
+) -> dict[str, Blend]:
+    """Every method fitted (arguments as in `fit_blend`), the best one first.
+
+    Order is that of the challenge: the sum of the ranks in nested SRC and in nested MAE, the lower MAE where sums tie.
+    """
+    blends = {method: fit_blend(oof, target, folds, method=method, calibrate=calibrate) for method in METHODS}
+    table = pd.DataFrame({name: blend.scores[["src", "mae"]].mean() for name, blend in blends.items()}).T
+    ranks = table["mae"].rank() + table["src"].rank(ascending=False)
+    order = sorted(METHODS, key=lambda name: (ranks[name], table["mae"][name]))
+    return {name: blends[name] for name in order}
+
+
+def method_table(
+    blends: Mapping[str, Blend], oof: Mapping[str, np.ndarray], target: np.ndarray, folds: np.ndarray
+) -> pd.DataFrame:
+    """The best single model and every way of fusion: name, src, src_sd, mae, mae_sd, n, models used; best first as given.
+
+    Args:
+        blends: from `compare_methods`.
+        oof, target, folds: what they were fitted on; single models are scored on the posts that the blends score.
+    """
+    scored = np.isfinite(next(iter(blends.values())).oof)
+    single = {name: _scores(np.asarray(target, float), values, folds, scored) for name, values in oof.items()}
+    best = min(single, key=lambda name: single[name]["mae"].mean())
+    tables = {name: blend.scores for name, blend in blends.items()} | {f"best single model: {best}": single[best]}
+    used = {name: sum(weight > 0 for weight in blend.weights.values()) for name, blend in blends.items()}
+    rows = [
+        {"fusion": name, "src": t["src"].mean(), "src_sd": t["src"].std(ddof=0), "mae": t["mae"].mean(),
+         "mae_sd": t["mae"].std(ddof=0), "n": int(t["n"].sum()), "models": used.get(name, 1)}
+        for name, t in tables.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _nested(
+    matrix, target, folds, scored, fit, lines: tuple[bool, ...], limits: tuple[float, float]
+) -> dict[bool, np.ndarray]:
+    """With and without a line: (n_posts,) each fold blended by what the other folds (in time: the earlier ones) teach."""
+    out = {line: np.full(len(target), np.nan) for line in lines}
     forward = (folds == TRAIN_ONLY).any()
     for k in np.unique(folds[scored]):
         teach = scored & ((folds < k) if forward else (folds != k))
         rows = scored & (folds == k)
-        n_models = matrix.shape[1]
-        equal = np.full(n_models, 1 / n_models), 1.0, 0.0  # the first fold in time has none to learn from
-        weights, slope, intercept = _fit(matrix[teach], target[teach], line) if teach.any() else equal
-        out[rows] = np.clip(slope * (matrix[rows] @ weights) + intercept, *limits)
+        mix = fit(matrix[teach], target[teach]) if teach.any() else fusion.equal(matrix)
+        for line, nested in out.items():
+            slope, intercept = _line(mix(matrix[teach]), target[teach]) if line and teach.any() else (1.0, 0.0)
+            nested[rows] = np.clip(slope * mix(matrix[rows]) + intercept, *limits)
     return out
-
-
-def _fit(matrix: np.ndarray, target: np.ndarray, line: bool) -> tuple[np.ndarray, float, float]:
-    """Weights, slope and intercept of least absolute error."""
-    weights = _weights(matrix, target)
-    return (weights, *_line(matrix @ weights, target)) if line else (weights, 1.0, 0.0)
-
-
-def _weights(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Convex weights: from equal ones, move weight between two models while MAE falls (it is convex in the weights)."""
-    n_models = matrix.shape[1]
-    weights = np.full(n_models, 1 / n_models)
-    mixed = matrix @ weights
-    best = np.abs(target - mixed).mean()
-    for step in STEPS:
-        improved = True
-        while improved:
-            improved = False
-            for giver, taker in ((i, j) for i in range(n_models) for j in range(n_models) if i != j):
-                moved = min(step, weights[giver])
-                trial = mixed + moved * (matrix[:, taker] - matrix[:, giver])
-                error = np.abs(target - trial).mean()
-                if error < best - 1e-9:
-                    weights[giver], weights[taker] = weights[giver] - moved, weights[taker] + moved
-                    mixed, best, improved = trial, error, True
-    return weights
 
 
 def _line(mixed: np.ndarray, target: np.ndarray) -> tuple[float, float]:

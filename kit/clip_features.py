@@ -89,8 +89,13 @@ def clip_block(
         parts[name] = np.where(image_ok[:, None], reduced, np.nan) if name == "image" else reduced
     columns = [f"clip_{name}_{i:02d}" for name, values in parts.items() for i in range(values.shape[1])]
     if cosine:
-        products = np.einsum("nd,nd->n", np.asarray(image_emb, np.float32), np.asarray(text_emb, np.float32))
-        parts["cosine"] = np.where(image_ok, products, np.nan)
+        parts["cosine"] = image_text_cosine(image_emb, text_emb, image_ok)
         columns.append("clip_cosine")
     values = np.column_stack(list(parts.values())).astype(np.float32)
     return Block("clip", values, columns, [], "frozen CLIP: both embeddings" + (" and their cosine" if cosine else ""))
+
+
+def image_text_cosine(image_emb: np.ndarray, text_emb: np.ndarray, image_ok: np.ndarray) -> np.ndarray:
+    """(n_posts,) float32, how well image and text of a post agree; NaN without a readable image (arguments as above)."""
+    products = np.einsum("nd,nd->n", np.asarray(image_emb, np.float32), np.asarray(text_emb, np.float32))
+    return np.where(image_ok, products, np.float32(np.nan)).astype(np.float32)

@@ -3,13 +3,15 @@
 Each family is one function (posts, settings) -> frame whose rows are the posts. Columns that end in `_code` are
 categories (integer codes, -1 missing). All families see train and test posts at once; none sees a label, and none sees
 Pid, whose order follows albums and therefore leaks (it is worth SRC 0.45 on a random split and 0.15 on a later one).
+How an author posts, tags and titles over time is the matter of `kit.behaviour`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -43,6 +45,9 @@ class Context:
         return text.tag_matrix(self.long_tags, len(self.posts))
 
 
+C = TypeVar("C", bound=Context)
+
+
 def statistic_block(
     posts: pd.DataFrame,
     families: Iterable[str] | None = None,
@@ -70,23 +75,45 @@ def statistic_block(
     Raises:
         InputError: a family is unknown, or no column varies.
     """
-    families = list(FAMILIES if families is None else families)
-    if unknown := sorted(set(families) - set(FAMILIES)):
-        raise InputError(f"unknown feature families {unknown}; choose from {', '.join(FAMILIES)}")
-    context = Context(posts, svd_dim, n_top_tags, seed)
-    frames = [_as_learnt(FAMILIES[name](context), posts["split"], name == "posting_time") for name in families]
+    extra = []
     if use_pid:
         number = pd.to_numeric(posts["Pid"].str.extract(r"(\d+)$")[0], errors="coerce")
-        frames.append(pd.DataFrame({"pid": number.astype(np.float32)}))
-    frame = _varying(pd.concat(frames, axis=1))
+        extra.append(pd.DataFrame({"pid": number.astype(np.float32)}))
+    return block_of("statistic", FAMILIES, families, Context(posts, svd_dim, n_top_tags, seed), extra)
+
+
+def block_of(
+    name: str,
+    known: Mapping[str, Callable[[C], pd.DataFrame]],
+    families: Iterable[str] | None,
+    context: C,
+    extra: Sequence[pd.DataFrame] = (),
+) -> Block:
+    """Block of the families side by side, without columns that are constant or leave the train range.
+
+    Args:
+        name: of the block.
+        known: all families of the block, by name.
+        families: names from `known`; None for all.
+        context: what the families read; its posts table has `split`.
+        extra: further frames of the posts, taken as they are.
+
+    Raises:
+        InputError: a family is unknown, none is chosen, or no column varies.
+    """
+    families = list(known if families is None else families)
+    if not families or (unknown := sorted(set(families) - set(known))):
+        what = f"unknown feature families {unknown}" if families else "no feature family is chosen"
+        raise InputError(f"block {name}: {what}; choose from {', '.join(known)}")
+    split = context.posts["split"]
+    frames = [as_learnt(known[family](context), split, family == "posting_time") for family in families]
+    frame = varying(pd.concat([*frames, *extra], axis=1))
     if frame.shape[1] == 0:
         raise InputError(
-            f"no column of the families {families} varies over the {len(posts)} posts: nothing to learn from"
+            f"no column of the families {families} varies over the {len(split)} posts: nothing to learn from"
         )
     categorical = [c for c in frame if c.endswith("_code")]
-    return Block(
-        "statistic", frame.to_numpy(np.float32), list(frame), categorical, f"posts table: {', '.join(families)}"
-    )
+    return Block(name, frame.to_numpy(np.float32), list(frame), categorical, f"posts table: {', '.join(families)}")
 
 
 def external_block(posts: pd.DataFrame) -> Block | None:
@@ -105,7 +132,7 @@ def external_block(posts: pd.DataFrame) -> Block | None:
     frame = frame.join(np.log1p(per_photo.drop(columns="photoCount").clip(lower=0)).add_suffix("_per_photo"))
     frame = frame.join(_cross_ratios(raw))
     frame["external_found"] = raw.notna().any(axis=1)
-    frame = _varying(frame.astype(np.float32))
+    frame = varying(frame.astype(np.float32))
     return (
         Block("external", frame.to_numpy(np.float32), list(frame), [], "user_additional.csv")
         if len(frame.columns)
@@ -218,13 +245,8 @@ def text_shape(context: Context) -> pd.DataFrame:
 
 
 def category(context: Context) -> pd.DataFrame:
-    """Category ids as codes ordered by frequency, and the first and second tag. Source: HyFea, USTC; Alonso (top tags)."""
-    posts, long = context.posts, context.long_tags
-    frame = pd.DataFrame({f"{c}_code": text.frequency_codes(posts[c]) for c in CODED})
-    for place in range(2):
-        code = long[long["place"] == place].set_index("row")["tag"].reindex(posts.index, fill_value=-1)
-        frame[f"tag_{place + 1}_code"] = code.where(code < context.n_top_tags, -1)
-    return frame
+    """Category ids, time zone and media type as codes ordered by frequency. Source: HyFea, USTC."""
+    return pd.DataFrame({f"{c}_code": text.frequency_codes(context.posts[c]) for c in CODED})
 
 
 def counts(context: Context) -> pd.DataFrame:
@@ -246,36 +268,6 @@ def counts(context: Context) -> pd.DataFrame:
     return frame
 
 
-def author_history(context: Context) -> pd.DataFrame:
-    """What was known of the author when the post appeared: number of earlier posts and days since the last one.
-
-    Unlike totals these mean the same for an author whose later posts lie beyond the end of the collection.
-    """
-    posts = context.posts
-    seconds = posts["Postdate"].astype("int64").where(posts["Postdate"].notna())
-    events = pd.DataFrame({"Uid": posts["Uid"], "time": seconds})
-    earlier = events.groupby("Uid")["time"].rank(method="min") - 1
-    instants = events.drop_duplicates().sort_values("time", kind="stable")
-    instants["last"] = instants.groupby("Uid")["time"].shift()
-    last = events.merge(instants, on=["Uid", "time"], how="left")["last"]
-    return pd.DataFrame(
-        {
-            "log_author_earlier_posts": np.log1p(earlier),
-            "log_author_days_since_last": np.log1p((seconds - last) / SECONDS_PER_DAY),
-        }
-    )
-
-
-def tag_frequency(context: Context) -> pd.DataFrame:
-    """How common the post's tags are; see `text_features.tag_frequency`."""
-    return text.tag_frequency(context.long_tags, context.posts["Uid"])
-
-
-def tag_history(context: Context) -> pd.DataFrame:
-    """How known the post's tags were when it appeared; see `text_features.tag_history`."""
-    return text.tag_history(context.long_tags, context.posts["Postdate"])
-
-
 def top_tags(context: Context) -> pd.DataFrame:
     """One 0/1 column for each of the most frequent tags, where an SVD would blur them."""
     top = context.tag_matrix[:, : context.n_top_tags].toarray()
@@ -284,17 +276,17 @@ def top_tags(context: Context) -> pd.DataFrame:
 
 def title_svd(context: Context) -> pd.DataFrame:
     """TF-IDF of title words, reduced; see `text_features.tfidf_svd`."""
-    return _numbered("title_svd", text.tfidf_svd(context.posts["Title"], context.svd_dim, context.seed))
+    return numbered("title_svd", text.tfidf_svd(context.posts["Title"], context.svd_dim, context.seed))
 
 
 def tags_svd(context: Context) -> pd.DataFrame:
     """TF-IDF of tags, reduced; see `text_features.tag_svd`."""
-    return _numbered("tags_svd", text.tag_svd(context.tag_matrix, context.svd_dim, context.seed))
+    return numbered("tags_svd", text.tag_svd(context.tag_matrix, context.svd_dim, context.seed))
 
 
 def tag_neighbours(context: Context) -> pd.DataFrame:
     """Mean vector of the post's tags, which holds their company; see `text_features.tag_neighbours`."""
-    return _numbered("tag_neighbours", text.tag_neighbours(context.tag_matrix, context.svd_dim, context.seed))
+    return numbered("tag_neighbours", text.tag_neighbours(context.tag_matrix, context.svd_dim, context.seed))
 
 
 def description(context: Context) -> pd.DataFrame:
@@ -309,7 +301,7 @@ def description(context: Context) -> pd.DataFrame:
             reduced = text.truncated_svd(sparse.csr_matrix(dense), dim, context.seed)
         else:
             reduced = text.tfidf_svd(context.posts[column], dim, context.seed)
-        frames.append(_numbered(f"{column}_svd", reduced))
+        frames.append(numbered(f"{column}_svd", reduced))
     return pd.concat(frames, axis=1)
 
 
@@ -323,9 +315,6 @@ FAMILIES: dict[str, Callable[[Context], pd.DataFrame]] = {
         text_shape,
         category,
         counts,
-        author_history,
-        tag_frequency,
-        tag_history,
         top_tags,
         title_svd,
         tags_svd,
@@ -335,11 +324,12 @@ FAMILIES: dict[str, Callable[[Context], pd.DataFrame]] = {
 }
 
 
-def _numbered(prefix: str, values: np.ndarray) -> pd.DataFrame:
+def numbered(prefix: str, values: np.ndarray) -> pd.DataFrame:
+    """The columns of values (n, d) as `prefix_0` to `prefix_<d-1>`."""
     return pd.DataFrame(values, columns=[f"{prefix}_{i}" for i in range(values.shape[1])])
 
 
-def _as_learnt(frame: pd.DataFrame, split: pd.Series, is_time: bool) -> pd.DataFrame:
+def as_learnt(frame: pd.DataFrame, split: pd.Series, is_time: bool = False) -> pd.DataFrame:
     """The frame as float32, without columns that leave the train range for most test posts (unless they tell the time)."""
     frame = frame.astype(np.float32)
     train, test = frame[(split == "train").to_numpy()], frame[(split == "test").to_numpy()]
@@ -349,7 +339,7 @@ def _as_learnt(frame: pd.DataFrame, split: pd.Series, is_time: bool) -> pd.DataF
     return frame.loc[:, outside <= OUTSIDE_SHARE]
 
 
-def _varying(frame: pd.DataFrame) -> pd.DataFrame:
+def varying(frame: pd.DataFrame) -> pd.DataFrame:
     """Without the columns that hold one value, or nothing, in every row."""
     values = frame.to_numpy(np.float32)
     same = ((values == values[:1]) | (np.isnan(values) & np.isnan(values[:1]))).all(axis=0)

@@ -67,7 +67,9 @@ def fit_folds(
     rounds: int = 3000,
     patience: int = 100,
     weight: np.ndarray | None = None,
+    copies: np.ndarray | None = None,
     taught: bool = True,
+    final: bool = True,
     stop_share: float = 0.2,
     n_threads: int = 2,
     seed: int = 0,
@@ -85,8 +87,12 @@ def fit_folds(
         params: the library's own parameters, on top of the defaults in `kit.learners`.
         rounds: at most so many trees.
         patience: stop after so many trees without a better MAE on the held-out authors.
-        weight: (n_posts,) >= 0 for training: k counts a post k times, 0 leaves it out. Scores are never weighted.
+        weight: (n_posts,) or, one row per fit, (n_folds, n_posts) >= 0: what a post's error counts in training; 0 leaves
+            it out. Early stopping and scores are never weighted.
+        copies: as `weight`, whole numbers: how often a post stands in the training side; 0 leaves it out. With `final`,
+            arrays of one row per fit need one row more, for the model on all train posts.
         taught: add the columns TAUGHT, made for each fold from the labels of its training side.
+        final: fit the model on all train posts that predicts the test part; without it `test` is NaN.
         stop_share: of the training side, held out by author for early stopping; 0 fits exactly `rounds` trees.
         n_threads: of the library; one less than the idle cores, or waiting threads slow it down many times.
         seed: of sampling and held-out authors.
@@ -101,7 +107,9 @@ def fit_folds(
     target = _checked_target(block, target, folds, posts)
     if model not in LEARNERS:
         raise InputError(f"model {model!r} is unknown; choose one of {', '.join(MODELS)}")
-    weight = np.ones(len(target)) if weight is None else _checked_weight(weight, len(target))
+    n_folds = int(np.max(folds)) + 1
+    weight = _per_fit("weight", weight, n_folds + final, len(target))
+    copies = _per_fit("copies", copies, n_folds + final, len(target))
     params = LEARNERS[model].settings(params or {}, len(block.columns))
     settings = {
         "model": model,
@@ -112,28 +120,49 @@ def fit_folds(
         "seed": seed,
         "taught": taught,
     }
-    fitter = _Fitter(block, target, weight, posts, settings, n_threads, device)
+    fitter = _Fitter(block, target, posts, settings, n_threads, device)
     text = [
         pd.util.hash_pandas_object(posts[c], index=False).to_numpy() for c in ("Uid", "Title", "Alltags", "Postdate")
     ]
-    store = _Store(out_dir, settings, block, target, folds, weight, *text)
+    store = _Store(out_dir, settings, block, target, folds, *text)
     parts = []
-    for k in progress(range(int(np.max(folds)) + 1), label=f"{model} folds", unit="fold"):
+    for k in progress(range(n_folds), label=f"{model} folds", unit="fold"):
         train_idx, valid_idx = fold_rows(folds, k)
-        parts.append(store.get(f"fold_{k}", fitter, train_idx, valid_idx))
-    n_trees = round(np.mean([part["rounds"] for part in parts]))
-    final = store.get("final", fitter, np.flatnonzero(folds != TEST), np.flatnonzero(folds == TEST), n_trees)
-    result = _collect(model, fitter.columns, target, folds, parts, final)
+        parts.append(store.get(f"fold_{k}", fitter, TrainingSide(train_idx, weight[k], copies[k]), valid_idx))
+    test_idx = np.flatnonzero(folds == TEST)
+    test = np.full(len(test_idx), np.nan)
+    if final:
+        n_trees = round(np.mean([part["rounds"] for part in parts]))
+        side = TrainingSide(np.flatnonzero(folds != TEST), weight[-1], copies[-1])
+        test = store.get("final", fitter, side, test_idx, n_trees)["prediction"]
+    result = _collect(model, fitter.columns, target, folds, parts, test)
     store.finish(result)
     return result
+
+
+@dataclass(frozen=True)
+class TrainingSide:
+    """Who teaches one fit: rows (ascending positions), and for every post its weight and number of copies (n_posts,)."""
+
+    rows: np.ndarray
+    weight: np.ndarray
+    copies: np.ndarray
+
+    def kept(self, rows: np.ndarray) -> np.ndarray:
+        """Those of `rows` that teach at all."""
+        return rows[(self.copies[rows] > 0) & (self.weight[rows] > 0)]
+
+    def copied(self, rows: np.ndarray) -> np.ndarray:
+        """`rows` with each repeated as often as it has copies."""
+        return np.repeat(rows, self.copies[rows].astype(np.int64))
 
 
 class _Fitter:
     """The features with room for the taught columns, and how one model is fitted on them."""
 
-    def __init__(self, block: Block, target, weight, posts: pd.DataFrame, settings: dict, n_threads: int, device: str):
+    def __init__(self, block: Block, target, posts: pd.DataFrame, settings: dict, n_threads: int, device: str):
         self._posts, self._settings, self._machine = posts, settings, (n_threads, settings["seed"], device)
-        self._target, self._weight = target, weight
+        self._target = target
         taught = TAUGHT if settings["taught"] else ()
         self.columns = [*block.columns, *taught]
         self._coded = np.isin(self.columns, block.categorical)
@@ -146,29 +175,33 @@ class _Fitter:
             self._ridge = RidgeStack(block, posts, settings["seed"])
             self._history = LabelHistory(posts, settings["seed"])
 
-    def fit(self, train_idx: np.ndarray, predict_idx: np.ndarray, n_trees: int | None = None) -> tuple[dict, object]:
-        """Predictions for predict_idx, gain, rounds and seconds of a model taught by train_idx; and its learner.
+    def fit(self, side: TrainingSide, predict_idx: np.ndarray, n_trees: int | None = None) -> tuple[dict, object]:
+        """Predictions for predict_idx, gain, rounds and seconds of a model taught by a training side; and its learner.
 
-        The number of trees is n_trees, or else found on held-out authors of train_idx.
+        The number of trees is n_trees, or else found on authors of the side that are held out for it.
         """
         started = time.perf_counter()
-        train_idx = train_idx[self._weight[train_idx] > 0]
+        rows = _some(side.kept(side.rows))
         if self._settings["taught"]:
-            self._values[:, self._n_block] = self._ridge.column(self._target, train_idx, self._weight)
-            self._values[:, self._n_block + 1 :] = self._history.columns(self._target, train_idx)
-        data = Data(self._values, self._coded, self._target, self._weight)
+            counted = side.weight * side.copies
+            self._values[:, self._n_block] = self._ridge.column(self._target, rows, counted)
+            self._values[:, self._n_block + 1 :] = self._history.columns(self._target, rows)
+        data = Data(self._values, self._coded, self._target, side.weight)
         learner = LEARNERS[self._settings["model"]](data, self._settings["params"], *self._machine)
-        n_trees = n_trees or self._count_trees(learner, train_idx)
-        learner.fit(train_idx, n_trees)
+        n_trees = n_trees or self._count_trees(learner, side)
+        learner.fit(side.copied(rows), n_trees)
         part = {"prediction": learner.predict(predict_idx), "gain": learner.gain(), "rounds": n_trees}
         return part | {"seconds": time.perf_counter() - started}, learner
 
-    def _count_trees(self, learner, train_idx: np.ndarray) -> int:
+    def _count_trees(self, learner, side: TrainingSide) -> int:
+        """The best number of trees for held-out authors, who are the same whatever is left out or copied."""
         rounds, share = self._settings["rounds"], self._settings["stop_share"]
         if not share:
             return rounds
-        fit_idx, stop_idx = inner_holdout(self._posts, train_idx, share, self._settings["seed"])
-        return max(1, learner.fit(fit_idx, rounds, stop_idx, self._settings["patience"]))
+        fit_idx, stop_idx = (
+            _some(side.kept(part)) for part in inner_holdout(self._posts, side.rows, share, self._settings["seed"])
+        )
+        return max(1, learner.fit(side.copied(fit_idx), rounds, stop_idx, self._settings["patience"]))
 
 
 class _Store:
@@ -176,21 +209,19 @@ class _Store:
 
     def __init__(self, out_dir: Path | None, settings: dict, block: Block, *arrays: np.ndarray):
         self._dir = Path(out_dir) if out_dir else None
-        self._key = _hash(
-            {**settings, "columns": block.columns, "categorical": block.categorical}, block.values, *arrays
-        )
+        if self._dir:
+            described = {**settings, "columns": block.columns, "categorical": block.categorical}
+            self._key = _hash(described, block.values, *arrays)
 
-    def get(
-        self, name: str, fitter: _Fitter, train_idx: np.ndarray, predict_idx: np.ndarray, n_trees: int | None = None
-    ):
+    def get(self, name: str, fitter: _Fitter, side: TrainingSide, predict_idx: np.ndarray, n_trees: int | None = None):
         """The fit's numbers: read back where its key fits, else made and kept, the model first."""
         path = self._dir / f"{name}.npz" if self._dir else None
-        key = f"{self._key} {n_trees}"
+        key = f"{self._key} {_hash({}, side.rows, side.weight, side.copies)} {n_trees}" if path else ""
         if path and path.exists():
             with np.load(path) as stored:
                 if str(stored["key"]) == key:
                     return dict(stored)
-        part, learner = fitter.fit(train_idx, predict_idx, n_trees)
+        part, learner = fitter.fit(side, predict_idx, n_trees)
         if path:
             with atomic_path(path.with_suffix(learner.suffix)) as temporary:
                 learner.save(temporary)
@@ -220,7 +251,13 @@ def _hash(settings: dict, *arrays: np.ndarray) -> str:
     return hasher.hexdigest()
 
 
-def _collect(model: str, columns: list[str], target, folds, parts: list[dict], final: dict) -> FoldResult:
+def _some(rows: np.ndarray) -> np.ndarray:
+    if not len(rows):
+        raise InputError("weights or copies leave no post to learn from, or none to decide when to stop")
+    return rows
+
+
+def _collect(model: str, columns: list[str], target, folds, parts: list[dict], test: np.ndarray) -> FoldResult:
     oof = np.full(len(target), np.nan)
     scores = []
     for k, part in enumerate(parts):
@@ -238,7 +275,7 @@ def _collect(model: str, columns: list[str], target, folds, parts: list[dict], f
         )
     gain = np.mean([part["gain"] / max(part["gain"].sum(), 1e-12) for part in parts], axis=0)
     importance = pd.DataFrame({"column": columns, "gain": gain}).sort_values("gain", ascending=False, kind="stable")
-    return FoldResult(model, oof, final["prediction"], pd.DataFrame(scores), importance.reset_index(drop=True))
+    return FoldResult(model, oof, test, pd.DataFrame(scores), importance.reset_index(drop=True))
 
 
 def _checked_target(block: Block, target: np.ndarray, folds: np.ndarray, posts: pd.DataFrame) -> np.ndarray:
@@ -255,8 +292,12 @@ def _checked_target(block: Block, target: np.ndarray, folds: np.ndarray, posts: 
     return target
 
 
-def _checked_weight(weight: np.ndarray, n_posts: int) -> np.ndarray:
-    weight = np.asarray(weight, dtype=np.float64)
-    if weight.shape != (n_posts,) or not np.isfinite(weight).all() or (weight < 0).any():
-        raise InputError(f"weights must be {n_posts} finite numbers >= 0, one per post; got shape {weight.shape}")
-    return weight
+def _per_fit(name: str, values: np.ndarray | None, n_fits: int, n_posts: int) -> np.ndarray:
+    """(n_fits, n_posts) float64 from one row for all fits, one row per fit, or None (all ones)."""
+    values = np.ones(n_posts) if values is None else np.asarray(values, dtype=np.float64)
+    if values.shape not in ((n_posts,), (n_fits, n_posts)) or not np.isfinite(values).all() or (values < 0).any():
+        raise InputError(
+            f"{name} must be finite numbers >= 0, one per post ({n_posts}) or one row of them per fit ({n_fits}); "
+            f"got shape {values.shape}"
+        )
+    return np.broadcast_to(values, (n_fits, n_posts))

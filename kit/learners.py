@@ -77,11 +77,11 @@ class LightGBM:
         return LIGHTGBM | {"max_bin": 63 if n_columns > WIDE else 255} | params
 
     def fit(self, rows: np.ndarray, rounds: int, stop_rows: np.ndarray | None = None, patience: int = 0) -> int:
-        """Fits on rows; returns the number of trees, the best for stop_rows where given."""
+        """Fits on rows (ascending, repeats count); returns the number of trees, the best for stop_rows where given."""
         watch = {}
         if stop_rows is not None:
             watch = {
-                "valid_sets": [self._data.subset(stop_rows)],
+                "valid_sets": [self._data.subset(stop_rows).construct().set_weight(np.ones(len(stop_rows)))],
                 "callbacks": [lightgbm.early_stopping(patience, first_metric_only=True, verbose=False)],
             }
         self._booster = lightgbm.train(self._params, self._data.subset(rows), rounds, **watch)
@@ -126,10 +126,14 @@ class CatBoost:
         return CATBOOST | {"border_count": 64 if n_columns > WIDE else 128} | params
 
     def fit(self, rows: np.ndarray, rounds: int, stop_rows: np.ndarray | None = None, patience: int = 0) -> int:
-        """Fits on rows; returns the number of trees, the best for stop_rows where given."""
+        """Fits on rows (repeats count); returns the number of trees, the best for stop_rows where given."""
         watch = {}
         if stop_rows is not None:
-            watch = {"eval_set": self._pool(stop_rows), "early_stopping_rounds": patience, "use_best_model": True}
+            watch = {
+                "eval_set": self._pool(stop_rows, weighted=False),
+                "early_stopping_rounds": patience,
+                "use_best_model": True,
+            }
         self._model = catboost.CatBoostRegressor(**self._params, iterations=rounds)
         self._model.fit(self._pool(rows), **watch)
         return self._model.tree_count_
@@ -152,8 +156,9 @@ class CatBoost:
         floats, codes = self._floats[rows], self._codes[rows]
         return catboost.FeaturesData(floats if floats.shape[1] else None, codes if codes.shape[1] else None)
 
-    def _pool(self, rows: np.ndarray) -> catboost.Pool:
-        return catboost.Pool(self._features(rows), self._target[rows], weight=self._weight[rows])
+    def _pool(self, rows: np.ndarray, weighted: bool = True) -> catboost.Pool:
+        weight = self._weight[rows] if weighted else None
+        return catboost.Pool(self._features(rows), self._target[rows], weight=weight)
 
 
 LEARNERS = {"lightgbm": LightGBM, "catboost": CatBoost}

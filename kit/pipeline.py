@@ -36,7 +36,30 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> paramet
     "full": {},
     "demo": {
         "02": {"clip_model": "smp-tiny", "shots": 24},
-        "06": {"n_folds": 3, "rounds": 400, "patience": 50, "learning_rate": 0.08},
+        "05": {
+            "n_folds": 3,
+            "rounds": 400,
+            "patience": 50,
+            "learning_rate": 0.08,
+            "tail_seeds": [0],
+            "ratios": [1.0, 0.77, 0.5],
+            "selection_seeds": [0, 1],
+        },
+        "06": {
+            "n_folds": 3,
+            "rounds": 400,
+            "patience": 50,
+            "learning_rate": 0.08,
+            "sets": [
+                "statistic",
+                "statistic+behaviour",
+                "statistic+clip",
+                "statistic+clip_ft",
+                "statistic+behaviour+clip",
+                "statistic+behaviour+clip_ft",
+                "statistic+behaviour+clip+clip_ft+taught",
+            ],
+        },
     },
 }
 CALLED_FROM = "KIT_CALLED_FROM"  # environment variable: the folder run_all.sh was called in

@@ -32,7 +32,7 @@ WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 LABEL = "popularity (label scale)"
 
 
-def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Draw in the kit's style without changing anybody else's matplotlib settings."""
 
     @functools.wraps(draw)
@@ -43,7 +43,7 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return drawn
 
 
-@_styled
+@styled
 def word_counts(counts: Mapping[str, np.ndarray], longest: int = 40) -> Figure:
     """The paper's Figure 1: how many words Title and Alltags have.
 
@@ -51,7 +51,7 @@ def word_counts(counts: Mapping[str, np.ndarray], longest: int = 40) -> Figure:
         counts: text name -> (n_posts,) words per post.
         longest: texts of more words share the last bar.
     """
-    figure, axes = _grid(1, len(counts), width=9.6, height=3.0)
+    figure, axes = grid(1, len(counts), width=9.6, height=3.0)
     for ax, (name, n_words) in zip(axes[0], counts.items(), strict=True):
         clipped = np.minimum(n_words, longest)
         share = 100 * np.bincount(clipped, minlength=longest + 1) / max(len(n_words), 1)
@@ -64,10 +64,10 @@ def word_counts(counts: Mapping[str, np.ndarray], longest: int = 40) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def label_histogram(labels: np.ndarray) -> Figure:
     """Histogram of the train labels with median and mean."""
-    figure, axes = _grid(1, 1, width=7.2, height=2.9)
+    figure, axes = grid(1, 1, width=7.2, height=2.9)
     ax = axes[0, 0]
     low, high = np.floor(labels.min()), np.ceil(labels.max())
     ax.hist(labels, bins=np.arange(low, high + 0.5, 0.5), color=COLOURS["actual"], edgecolor="white", linewidth=0.5)
@@ -78,12 +78,12 @@ def label_histogram(labels: np.ndarray) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def category_tree(posts: pd.DataFrame, most: int = 12, within: int = 6) -> Figure:
     """Posts per category, each bar divided into its subcategories, and the median label of each category."""
     counts = posts.groupby(["Category", "Subcategory"], observed=True).size()
     order = counts.groupby(level=0, observed=True).sum().sort_values(ascending=False).index[:most]
-    figure, axes = _grid(1, 2, width=10.5, height=0.42 * len(order) + 1.1, share_y=True, widths=(3.2, 1))
+    figure, axes = grid(1, 2, width=10.5, height=0.42 * len(order) + 1.1, share_y=True, widths=(3.2, 1))
     for row, category in enumerate(order):
         _stack(axes[0, 0], row, counts[category].sort_values(ascending=False), within)
     labels = posts.dropna(subset=["label"]).groupby("Category", observed=True)["label"]
@@ -113,10 +113,10 @@ def _stack(ax: Axes, row: int, parts: pd.Series, within: int) -> None:
                 textcoords="offset points", va="center", fontsize=7.5, color=INK)  # fmt: skip
 
 
-@_styled
+@styled
 def posting_rhythm(posts: pd.DataFrame) -> Figure:
     """Posts per hour of the week (UTC), and per calendar month in train and test."""
-    figure, axes = _grid(1, 2, width=10.5, height=2.9, widths=(1.35, 1))
+    figure, axes = grid(1, 2, width=10.5, height=2.9, widths=(1.35, 1))
     dated = posts.dropna(subset=["Postdate"])
     week = np.zeros((7, 24))
     np.add.at(week, (dated["Postdate"].dt.weekday, dated["Postdate"].dt.hour), 1)
@@ -140,10 +140,10 @@ def posting_rhythm(posts: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def users_per_split(posts: pd.DataFrame) -> Figure:
     """Posts per user, and how much of the test part is by users the train part knows."""
-    figure, axes = _grid(1, 2, width=10.5, height=2.7, widths=(1.35, 1))
+    figure, axes = grid(1, 2, width=10.5, height=2.7, widths=(1.35, 1))
     for split in ("train", "test"):
         per_user = posts.loc[posts["split"] == split, "Uid"].value_counts()
         if len(per_user):
@@ -170,10 +170,10 @@ def users_per_split(posts: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def actual_against_predicted(target: np.ndarray, prediction: np.ndarray, name: str) -> Figure:
     """Where predictions fall for each label, and both distributions over each other."""
-    figure, axes = _grid(1, 2, width=10.5, height=3.4)
+    figure, axes = grid(1, 2, width=10.5, height=3.4)
     low, high = float(min(target.min(), prediction.min())), float(max(target.max(), prediction.max()))
     extent = (low, high, low, high)
     hexes = axes[0, 0].hexbin(prediction, target, gridsize=45, cmap="viridis", mincnt=1, bins="log", extent=extent)
@@ -190,10 +190,10 @@ def actual_against_predicted(target: np.ndarray, prediction: np.ndarray, name: s
     return figure
 
 
-@_styled
+@styled
 def error_by_label(target: np.ndarray, prediction: np.ndarray, n_bins: int = 12) -> Figure:
     """Mean absolute error and bias over the range of labels: where a model is blind."""
-    figure, axes = _grid(1, 1, width=7.2, height=2.9)
+    figure, axes = grid(1, 1, width=7.2, height=2.9)
     edges = np.linspace(target.min(), target.max(), n_bins + 1)
     bin_ = np.clip(np.digitize(target, edges) - 1, 0, n_bins - 1)
     table = pd.DataFrame({"bin": bin_, "error": np.abs(prediction - target), "bias": prediction - target})
@@ -208,36 +208,7 @@ def error_by_label(target: np.ndarray, prediction: np.ndarray, n_bins: int = 12)
     return figure
 
 
-@_styled
-def fold_scores(scores: pd.DataFrame) -> Figure:
-    """SRC and MAE of every fold and model, the folds as dots and their mean as a line.
-
-    Args:
-        scores: columns scheme, model, fold, src, mae.
-    """
-    figure, axes = _grid(
-        1, 2, width=10.5, height=0.42 * scores.groupby(["scheme", "model"]).ngroups + 1.2, share_y=True
-    )
-    groups = list(scores.groupby(["scheme", "model"], sort=False))
-    for ax, metric, name in (
-        (axes[0, 0], "src", "SRC (higher is better)"),
-        (axes[0, 1], "mae", "MAE (lower is better)"),
-    ):
-        for row, ((_, model), part) in enumerate(groups):
-            colour = COLOURS.get(model, INK)
-            ax.plot(part[metric], [row] * len(part), "o", color=colour, alpha=0.55, markersize=5)
-            ax.plot([part[metric].mean()] * 2, [row - 0.28, row + 0.28], color=colour, linewidth=2.5)
-        ax.set(
-            xlabel=name,
-            yticks=range(len(groups)),
-            yticklabels=[f"{model}, {scheme} folds" for (scheme, model), _ in groups],
-        )
-    axes[0, 0].invert_yaxis()
-    axes[0, 0].set_title("Out-of-fold scores")
-    return figure
-
-
-@_styled
+@styled
 def importance(table: pd.DataFrame, most: int = 20) -> Figure:
     """Share of the gain of the most used columns, side by side for each model.
 
@@ -246,7 +217,7 @@ def importance(table: pd.DataFrame, most: int = 20) -> Figure:
     """
     wide = table.pivot_table(index="column", columns="model", values="gain", fill_value=0.0)
     wide = wide.loc[wide.mean(axis=1).sort_values(ascending=False).index[:most]][::-1]
-    figure, axes = _grid(1, 1, width=7.6, height=0.27 * len(wide) + 0.9)
+    figure, axes = grid(1, 1, width=7.6, height=0.27 * len(wide) + 0.9)
     height = 0.8 / len(wide.columns)
     for i, model in enumerate(wide.columns):
         rows = np.arange(len(wide)) + (len(wide.columns) / 2 - i - 0.5) * height
@@ -258,19 +229,39 @@ def importance(table: pd.DataFrame, most: int = 20) -> Figure:
     return figure
 
 
-@_styled
+@styled
+def error_correlation(errors: pd.DataFrame) -> Figure:
+    """Correlation between the errors of all pairs of models; light squares err together.
+
+    Args:
+        errors: one column per model, one row per post, NaN where not scored.
+    """
+    table, n = errors.corr(), errors.shape[1]
+    side = max(3.0, 0.24 * n)
+    figure, axes = grid(1, 1, width=side + 4.6, height=side + 0.8)
+    ax = axes[0, 0]
+    shown = ax.imshow(table, cmap="viridis", vmin=min(0.5, float(table.min().min())), vmax=1)
+    ax.set(yticks=range(n), yticklabels=table.columns, xticks=[], title="Errors of the models, correlation")
+    ax.tick_params(labelsize=8)
+    ax.grid(visible=False)
+    figure.colorbar(shown, ax=ax, shrink=0.8)
+    return figure
+
+
+@styled
 def blend_weights(weights: Mapping[str, float]) -> Figure:
-    """The weight of each model in the blend."""
-    names: Sequence[str] = sorted(weights, key=lambda name: weights[name])
-    figure, axes = _grid(1, 1, width=6.0, height=0.35 * len(names) + 0.9)
+    """The weight of each model in the blend; those without weight are counted in the title."""
+    names: Sequence[str] = sorted((name for name in weights if weights[name] > 0), key=lambda name: weights[name])
+    figure, axes = grid(1, 1, width=6.0, height=0.35 * len(names) + 0.9)
     colours = [COLOURS.get(name.split("/")[-1], INK) for name in names]
     axes[0, 0].barh(names, [weights[name] for name in names], color=colours, height=0.6)
-    axes[0, 0].set(xlabel="weight", title="The blend", xlim=(0, 1))
+    axes[0, 0].set(xlabel="weight", title=f"The fusion: {len(names)} of {len(weights)} models have weight")
+    axes[0, 0].set_xlim(left=0)
     axes[0, 0].grid(axis="y", visible=False)
     return figure
 
 
-@_styled
+@styled
 def contact_sheet(pictures: Mapping[str, Sequence[Any]]) -> Figure:
     """Some posts of some classes, a class per row.
 
@@ -278,7 +269,7 @@ def contact_sheet(pictures: Mapping[str, Sequence[Any]]) -> Figure:
         pictures: class name -> PIL images; rows may differ in length.
     """
     n_columns = max(len(row) for row in pictures.values())
-    figure, axes = _grid(len(pictures), n_columns, width=1.05 * n_columns + 1.2, height=1.1 * len(pictures))
+    figure, axes = grid(len(pictures), n_columns, width=1.05 * n_columns + 1.2, height=1.1 * len(pictures))
     for row, (name, images) in zip(axes, pictures.items(), strict=True):
         for ax, image in zip(row, [*images, *[None] * (n_columns - len(images))], strict=True):
             ax.set(xticks=[], yticks=[])
@@ -289,7 +280,7 @@ def contact_sheet(pictures: Mapping[str, Sequence[Any]]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def similarity_map(visual: np.ndarray, textual: np.ndarray, names: Sequence[str]) -> Figure:
     """Cosines between the classes' visual prototypes, between the textual ones, and across.
 
@@ -297,7 +288,7 @@ def similarity_map(visual: np.ndarray, textual: np.ndarray, names: Sequence[str]
         visual, textual: (K, d) float, rows of norm 1.
         names: the K classes, in an order that puts relatives side by side.
     """
-    figure, axes = _grid(1, 3, width=12.5, height=4.4, share_y=True)
+    figure, axes = grid(1, 3, width=12.5, height=4.4, share_y=True)
     maps = {"image x image": visual @ visual.T, "text x text": textual @ textual.T, "image x text": visual @ textual.T}
     every = max(1, len(names) // 20)
     for ax, (title, cosines) in zip(axes[0], maps.items(), strict=True):
@@ -309,14 +300,14 @@ def similarity_map(visual: np.ndarray, textual: np.ndarray, names: Sequence[str]
     return figure
 
 
-@_styled
+@styled
 def shot_coverage(coverage: pd.DataFrame) -> Figure:
     """How much of each class's months, concepts and users the chosen shots touch, against as many random posts.
 
     Args:
         coverage: per class the columns months, months_shots, months_random, and so for concepts and users.
     """
-    figure, axes = _grid(1, 3, width=10.5, height=3.2)
+    figure, axes = grid(1, 3, width=10.5, height=3.2)
     for ax, what in zip(axes[0], ("months", "concepts", "users"), strict=True):
         for kind, colour in (("random", COLOURS["actual"]), ("shots", COLOURS["predicted"])):
             share = 100 * coverage[f"{what}_{kind}"] / coverage[what].clip(lower=1)
@@ -333,14 +324,14 @@ def shot_coverage(coverage: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def training_history(history: pd.DataFrame) -> Figure:
     """CLIP_FT's loss terms and its accuracies on held-out authors, epoch by epoch; epoch 0 is before training.
 
     Args:
         history: as ``kit.clip_ft_train.train`` returns it.
     """
-    figure, axes = _grid(1, 2, width=10.5, height=3.3)
+    figure, axes = grid(1, 2, width=10.5, height=3.3)
     shades = dict(zip(("L_g", "L_o", "L_c"), ("#31688e", "#2a9d8f", "#e07b39"), strict=True))
     for term, colour in shades.items():
         axes[0, 0].plot(
@@ -361,7 +352,7 @@ def training_history(history: pd.DataFrame) -> Figure:
     return figure
 
 
-def _grid(
+def grid(
     n_rows: int,
     n_columns: int,
     width: float,

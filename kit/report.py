@@ -16,16 +16,22 @@ from typing import Any
 import pandas as pd
 
 import kit
-from kit import demo, metrics, stamps
+from kit import demo, metrics, stamps, tables
 from kit.errors import InputError
 from kit.run import Run, read_json, resolve, write_atomic
 
 FIGURES = {  # file name -> caption, in the order of the page; what a run does not have is left out
-    "fold_scores": "SRC and MAE of every fold, the mean as a line.",
-    "actual_against_predicted": "Out-of-fold predictions of the blend against the labels.",
-    "error_by_label": "Where on the label scale the blend errs, and in which direction.",
-    "importance": "Share of the gain each column brings, mean over folds.",
-    "blend_weights": "Weights of the models in the blend, chosen on out-of-fold predictions.",
+    "table_1": "Table 1 as a picture: every feature set, model and fusion; bars are one standard deviation over folds.",
+    "table_1_time": "The same on folds that run forward in time.",
+    "table_1_gains": "What blocks add, with 95 % ranges of a paired bootstrap over authors.",
+    "figure_3": "Figure 3: actual and predicted distribution, and the bias by popularity, with more weight for the tail.",
+    "figure_4b": "Figure 4b: training on fewer posts, chosen by CLIP_FT loss or at random.",
+    "figure_4a": "Figure 4a: agreement of image and text in each class, against how well its popularity is predicted.",
+    "actual_against_predicted": "Out-of-fold predictions of the fusion against the labels.",
+    "error_by_label": "Where on the label scale the fusion errs, and in which direction.",
+    "importance": "Share of the gain each column brings, mean over folds, for the last feature set.",
+    "blend_weights": "Weights of the models in the fusion, chosen on out-of-fold predictions.",
+    "error_correlation": "Which models err alike.",
     "clip_ft_history": "Training of CLIP_FT: loss terms and accuracies on authors held out of training.",
     "figure_1": "Words per title and per tag list (the paper's Figure 1).",
     "label_histogram": "Labels of the train part.",
@@ -44,7 +50,8 @@ CSS = """
 :root { --ink: #222831; --soft: #6b7280; --line: #e3e6ea; --mark: #b5446e; --ground: #fbfbfc }
 body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; color: var(--ink); background: var(--ground);
        max-width: 1020px; margin: 2.5rem auto; padding: 0 1.2rem }
-h1 { font-size: 1.7rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; border-bottom: 1px solid var(--line) }
+h1 { font-size: 1.7rem; margin: 0 } h3 { font-size: 1rem; margin: 1.2rem 0 .4rem }
+h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; border-bottom: 1px solid var(--line) }
 .sub { color: var(--soft); margin: .2rem 0 1.2rem }
 .cards { display: flex; flex-wrap: wrap; gap: .8rem }
 .card { background: white; border: 1px solid var(--line); border-radius: 8px; padding: .7rem 1.1rem; min-width: 9.5rem }
@@ -71,8 +78,8 @@ def write_report(run_dir: str | Path) -> Path:
         raise InputError(f"{run.dir} holds no finished 01_eda, so there is nothing to report")
     facts = read_json(facts_path)
     body = [
-        _head(run, facts), _scores(run), _ceiling(run, facts), _figures(run), _table(run, "quality", "Data quality"),
-        _steps(run), _versions(),
+        _head(run, facts), _fusion(run), _ceiling(run, facts), _table_one(run, facts), _studies(run), _figures(run),
+        _table(run, "quality", "Data quality"), _steps(run), _versions(),
     ]  # fmt: skip
     title = html.escape(f"Report of {run.dir.name}")
     page = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{CSS}</style></head>'
@@ -88,7 +95,7 @@ def _head(run: Run, facts: dict) -> str:
         blend = blend[blend["scheme"] == blend["scheme"].iloc[0]]
         for metric, name in (("src", "SRC"), ("mae", "MAE")):
             cards.append(
-                (f"{blend[metric].mean():.4f}", f"{name} of the blend, ± {blend[metric].std(ddof=0):.4f} over folds")
+                (f"{blend[metric].mean():.4f}", f"{name} of the fusion, ± {blend[metric].std(ddof=0):.4f} over folds")
             )
     shown = "".join(f'<div class="card"><b>{value}</b><span>{html.escape(name)}</span></div>' for value, name in cards)
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
@@ -111,31 +118,76 @@ def _left_out(run: Run) -> str:
     )
 
 
-def _scores(run: Run) -> str:
-    """Every model under every fold scheme: mean and spread over folds, n, time."""
-    parts = [table for table in (_read(run, "scores"), _read(run, "blend_scores")) if table is not None]
-    if not parts:
+def _fusion(run: Run) -> str:
+    """The fusion under every fold scheme, and the ways of fusion that were tried."""
+    scores, tried = _read(run, "blend_scores"), _read(run, "fusion")
+    if scores is None:
         return ""
-    scores = pd.concat(parts, ignore_index=True)
-    grouped = scores.groupby(["scheme", "model"], sort=False)
     rows = [
         {
-            "model": model, "folds": f"{len(part)} by {scheme}", "SRC": _spread(part["src"]), "MAE": _spread(part["mae"]),
-            "n": f"{part['n'].sum():,}",
-            "minutes": f"{part['seconds'].sum() / 60:.1f}" if part["seconds"].notna().all() else "",
+            "folds": f"{len(part)} by {scheme}",
+            "SRC": _spread(part["src"]),
+            "MAE": _spread(part["mae"]),
+            "n": part["n"].sum(),
         }
-        for (scheme, model), part in grouped
-    ]  # fmt: skip
+        for scheme, part in scores.groupby("scheme", sort=False)
+    ]
     note = (
         "<p>Out-of-fold scores: mean ± standard deviation over folds; n is the number of scored posts. Folds by user keep "
-        "authors apart; folds by time score later posts with models of earlier ones. The blend's weights and calibration "
-        "are fitted without the fold that is scored.</p>"
+        "authors apart; folds by time score later posts with models of earlier ones. Weights and calibration are fitted "
+        "without the fold that is scored.</p>"
     )
-    return f"<h2>Scores</h2>{note}{_html_table(pd.DataFrame(rows))}"
+    parts = [f"<h2>The fused models</h2>{note}{_html_table(pd.DataFrame(rows))}"]
+    if tried is not None:
+        shown = tried[["fusion"]].copy()
+        for metric in ("src", "mae"):
+            shown[metric.upper()] = list(map(tables.spread, tried[metric], tried[f"{metric}_sd"]))
+        shown["models used"] = tried["models"]
+        parts.append(f"<p>Ways of fusion, best first, and the best single model:</p>{_html_table(shown)}")
+    return "".join(parts)
+
+
+def _table_one(run: Run, facts: dict) -> str:
+    """Table 1 beside the paper's, for every fold scheme, and the gain of each block."""
+    table, gains = _read(run, "table_1"), _read(run, "table_1_gains")
+    if table is None:
+        return ""
+    parts = [
+        "<h2>Table 1: feature sets</h2><p>Rows as in the paper, then those of this kit (<i>taught</i>: columns made from "
+        "training labels inside each fold). Mean ± standard deviation over folds. <b>The paper's numbers are other data</b>: "
+        "the challenge's server on the test part of SMPD"
+        + (", while these posts are synthetic" if facts["synthetic"] else "") + ".</p>"
+    ]  # fmt: skip
+    for scheme, part in table.groupby("scheme", sort=False):
+        n = part["n"].max()
+        parts.append(f"<h3>Folds by {html.escape(scheme)} (n = {n:,.0f})</h3>{_html_table(tables.as_text(part))}")
+        if gains is not None:
+            shown = tables.gains_as_text(gains[gains["scheme"] == scheme])
+            what = f"What each block brings, by {html.escape(scheme)}: fused models of a row minus those of another"
+            parts.append(f"<details open><summary>{what}</summary>{_html_table(shown)}</details>")
+    return "".join(parts)
+
+
+def _studies(run: Run) -> str:
+    """The two experiments on training posts: one line each, and their tables."""
+    readings = _read(run, "readings")
+    if readings is None:
+        return ""
+    titles = {"oversampling": "More weight for the tail", "selection": "Fewer training posts"}
+    columns = {
+        "oversampling": ["variant", "src", "src_sd", "mae", "mae_sd", "src_tail", "mae_tail", "bias", "bias_tail", "n", "n_tail"],
+        "selection": ["ratio", "side", "scope", "n_taught", "src", "src_sd", "mae", "mae_sd", "seconds", "seeds"],
+    }  # fmt: skip
+    parts = ["<h2>Experiments on training posts</h2>"]
+    for row in readings.itertuples():
+        table = _read(run, row.study)[columns[row.study]].round(4)
+        parts.append(f"<h3>{titles[row.study]}</h3><p>{html.escape(row.reading)}</p>"
+                     f"<details><summary>Table</summary>{_html_table(table)}</details>")  # fmt: skip
+    return "".join(parts)
 
 
 def _spread(values: pd.Series) -> str:
-    return f"{values.mean():.4f} ± {values.std(ddof=0):.4f}"
+    return tables.spread(values.mean(), values.std(ddof=0))
 
 
 def _ceiling(run: Run, facts: dict) -> str:

@@ -28,6 +28,7 @@ from kit.errors import InputError, StepLeftOut
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 HEADLESS = "KIT_PIPELINE"  # environment variable: the notebook was started by kit.pipeline, not by hand
+ABSENT = "absent.json"  # in the folder of a block that could not be made: why
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -73,6 +74,7 @@ class Run:
         self._reads: dict[str, dict | None] = {}
         self._inputs: dict[str, dict | None] = {}
         self._writes: dict[str, Path] = {}
+        self._former: set[str] = set()  # what the last finished run of this step wrote
 
     @classmethod
     def open(cls, path: str | Path, step: str | None = None) -> Run:
@@ -90,11 +92,12 @@ class Run:
                 raise InputError(f"no run at {run_dir}: make it with ./run_all.sh --out {path}, or run 01_eda first")
             return cls(run_dir)
         check_writable(run_dir)
-        done_path(run_dir, step).unlink(missing_ok=True)
-        pending_path(run_dir, step).unlink(missing_ok=True)
+        former = _former_writes(run_dir, step)
         left_out_path(run_dir, step).unlink(missing_ok=True)
         print(f"run {run_dir.name}, step {step}; {loaded_versions()}")
-        return cls(run_dir, step)
+        run = cls(run_dir, step)
+        run._former = former
+        return run
 
     # --- posts and blocks -------------------------------------------------------------------------------------------
 
@@ -149,9 +152,11 @@ class Run:
         values = np.load(folder / "values.npy", mmap_mode="r")
         return Block(name, values, meta["columns"], meta["categorical"], meta["source"])
 
-    def drop_block(self, name: str) -> None:
-        """Remove a block that this step no longer makes, so that no later step reads a left-over."""
+    def drop_block(self, name: str, reason: str = "") -> None:
+        """Remove a block that this step does not make, so that no later step reads a left-over; and note why."""
         shutil.rmtree(self.dir / "blocks" / name, ignore_errors=True)
+        if reason:
+            write_json(self.path(f"blocks/{name}/{ABSENT}"), {"name": name, "reason": reason})
 
     def block_names(self) -> list[str]:
         """Names of the blocks this run holds."""
@@ -162,6 +167,14 @@ class Run:
         meta = f"blocks/{name}/meta.json"
         self._reads[meta] = fingerprint(self.dir / meta)
         return self._reads[meta] is not None
+
+    def why_no_block(self, name: str) -> str:
+        """What the step that would have made the block said it lacked; a general answer where none said anything."""
+        absent = f"blocks/{name}/{ABSENT}"
+        self._reads[absent] = fingerprint(self.dir / absent)
+        if self._reads[absent] is None:
+            return f"no step of this run makes a block {name!r}; it has {', '.join(self.block_names()) or 'none'}"
+        return read_json(self.dir / absent)["reason"]
 
     # --- files ------------------------------------------------------------------------------------------------------
 
@@ -188,6 +201,11 @@ class Run:
         if name not in self._writes:
             self._reads[name] = fingerprint(path)
         return path
+
+    def has_file(self, name: str) -> bool:
+        """Whether an earlier step wrote this file; a step that asks is run again when the answer changes."""
+        self._reads[name] = fingerprint(self.dir / name)
+        return self._reads[name] is not None
 
     def use(self, *paths: Path) -> None:
         """Note files outside the run that this step reads, or would read if they were there: a release, weights."""
@@ -222,6 +240,7 @@ class Run:
             raise ValueError("this run was opened to read only; open it with step='NN_name' to finish a step")
         if missing := [name for name, path in self._writes.items() if not path.exists()]:
             raise RuntimeError(f"step {self.step} announced files it did not write: {', '.join(missing)}")
+        self._remove_left_overs()
         record = {
             "step": self.step, "reads": self._reads, "inputs": self._inputs,
             "writes": {name: fingerprint(path) for name, path in sorted(self._writes.items())},
@@ -241,16 +260,26 @@ class Run:
     def leave_out(self, reason: str, blocks: Iterable[str] = ()) -> None:
         """End the step without results because something it needs is not to be had; later steps go on without it.
 
+        What an earlier run of this step wrote is removed, so that nobody takes it for a result of this one.
+
         Args:
             reason: what is needed and where it belongs.
-            blocks: names of the blocks this step would have written; left-overs of an earlier run are removed.
+            blocks: names of the blocks this step would have written.
         Raises:
             StepLeftOut: always.
         """
+        self._writes.clear()
+        self._remove_left_overs()
         for name in blocks:
-            self.drop_block(name)
+            self.drop_block(name, reason)
         write_json(left_out_path(self.dir, self.step), {"step": self.step, "reason": reason})
         raise StepLeftOut(reason)
+
+    def _remove_left_overs(self) -> None:
+        """Remove what the last finished run of this step wrote and this one did not."""
+        for name in self._former - set(self._writes):
+            (self.dir / name).unlink(missing_ok=True)
+        (self.dir / "done" / f"{self.step}.former").unlink(missing_ok=True)
 
     def _ids_hash(self) -> tuple[int, str]:
         """Number of posts and a hash of their Pids, cached by the state of posts.parquet."""
@@ -263,6 +292,18 @@ class Run:
 
 
 # --- paths, files, hashes --------------------------------------------------------------------------------------------
+
+
+def _former_writes(run_dir: Path, step: str) -> set[str]:
+    """Withdraw a step's marks; returns the files its last finished run wrote, remembered until it finishes again."""
+    former = run_dir / "done" / f"{step}.former"
+    for path in (pending_path(run_dir, step), done_path(run_dir, step)):
+        if path.is_file():
+            os.replace(path, former)
+    try:
+        return set(read_json(former)["writes"])
+    except (OSError, ValueError, KeyError):
+        return set()
 
 
 def resolve(path: str | Path) -> Path:

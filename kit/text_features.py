@@ -85,13 +85,44 @@ def tag_neighbours(tags: sparse.csr_matrix, dim: int, seed: int) -> np.ndarray:
     """
     if not tags.nnz:
         return np.zeros((tags.shape[0], dim), dtype=np.float32)
-    together = (tags.T @ tags).tocoo()
     n_posts_of = np.asarray(tags.sum(axis=0)).ravel()
+    return normalize(tags, norm="l1") @ truncated_svd(ppmi(tags.T @ tags, n_posts_of, tags.shape[0]), dim, seed)
+
+
+def ppmi(together: sparse.spmatrix, count: np.ndarray, total: float) -> sparse.csr_matrix:
+    """(n, n) float32 positive pointwise mutual information of pairs of different things.
+
+    Args:
+        together: (n, n) how often two things meet; the diagonal is left out.
+        count: (n,) how often each is there at all.
+        total: occasions to meet, on which `count` counts.
+    """
+    together = together.tocoo()
     off = together.row != together.col
     row, col, n_both = together.row[off], together.col[off], together.data[off]
-    pmi = np.log(n_both * tags.shape[0] / (n_posts_of[row] * n_posts_of[col]))
-    ppmi = sparse.csr_matrix((np.maximum(pmi, 0), (row, col)), shape=together.shape, dtype=np.float32)
-    return normalize(tags, norm="l1") @ truncated_svd(ppmi, dim, seed)
+    pmi = np.log(n_both * total / (count[row] * count[col]))
+    return sparse.csr_matrix((np.maximum(pmi, 0), (row, col)), shape=together.shape, dtype=np.float32)
+
+
+def sequence_vectors(sequence: np.ndarray, tag: np.ndarray, dim: int, seed: int, window: int = 6) -> np.ndarray:
+    """(n_tags, dim) float32: a vector for each tag that holds which tags come close to it in sequences.
+
+    Args:
+        sequence: (n,) int, ascending: which sequence each use of a tag belongs to.
+        tag: (n,) int: the tags, each sequence in its order.
+        window: tags at most so many places apart are company.
+
+    Source: Levy and Goldberg 2014, with the window of the Word2Vec per user in Alonso's 2026 code.
+    """
+    n_tags = int(tag.max(initial=0)) + 1
+    together = sparse.csr_matrix((n_tags, n_tags), dtype=np.float32)
+    for step in range(1, window + 1):
+        near = sequence[:-step] == sequence[step:]
+        pair = tag[:-step][near], tag[step:][near]
+        together += sparse.csr_matrix((np.ones(near.sum(), dtype=np.float32), pair), shape=together.shape)
+    together = together + together.T
+    company = np.asarray(together.sum(axis=0)).ravel()
+    return truncated_svd(ppmi(together, company, company.sum()), dim, seed)
 
 
 def truncated_svd(matrix: sparse.csr_matrix, dim: int, seed: int) -> np.ndarray:
@@ -159,3 +190,50 @@ def tag_history(long: pd.DataFrame, date: pd.Series) -> pd.DataFrame:
     stats.columns = [f"tag_past_{what}_{stat}" for what, stat in stats.columns]
     stats["tag_past_new"] = grouped["new"].mean()
     return stats.reindex(range(len(date))).astype(np.float32)
+
+
+def first_tags(long: pd.DataFrame, n_posts: int, n: int) -> np.ndarray:
+    """(n_posts, n) int codes of each post's first distinct tags; the last repeated where there are fewer, -1 without tags.
+
+    Args:
+        long: from `long_tags`.
+    """
+    n_own = np.bincount(long["row"], minlength=n_posts)
+    start = np.cumsum(n_own) - n_own
+    place = start[:, None] + np.minimum(np.arange(n), n_own[:, None] - 1)
+    tag = np.r_[long["tag"].to_numpy(), -1]
+    return np.where(n_own[:, None] > 0, tag[np.where(n_own[:, None] > 0, place, -1)], -1)
+
+
+def tag_trend(long: pd.DataFrame, period: np.ndarray, name: str, n_top: int = 100) -> pd.DataFrame:
+    """How common a post's tags are in its own week or month: share, rank, trend (mean, max) and share of top tags.
+
+    Share is log((posts with the tag + 1) / (posts + 1)) in the period, rank the logarithm of the tag's place in it, trend
+    the share less that of the period before (NaN where that has no posts).
+
+    Args:
+        long: from `long_tags`.
+        period: (n_posts,) whole number of the period, NaN for posts without a date; consecutive periods differ by one.
+        name: of the period, for the column names.
+        n_top: so many tags of a period are its top tags.
+    """
+    dated = np.isfinite(period)
+    found = np.flatnonzero(dated[long["row"]])
+    row, tag = long["row"].to_numpy()[found], long["tag"].to_numpy()[found]
+    first = np.nanmin(period) if dated.any() else 0
+    number = np.where(dated, period - first, 0).astype(np.int64)
+    n_posts = np.r_[0, np.bincount(number[dated], minlength=1)]  # of the period before each period, then of itself
+    n_tags = int(long["tag"].max()) + 1 if len(long) else 1
+    use, at, n = np.unique(number[row] * n_tags + tag, return_inverse=True, return_counts=True)
+    which = use // n_tags
+    place = np.minimum(np.searchsorted(use, use - n_tags), max(len(use) - 1, 0))
+    n_before = np.where(use[place] == use - n_tags, n[place], 0)
+    share = np.log((n + 1) / (n_posts[which + 1] + 1))
+    share_before = np.log((n_before + 1) / (n_posts[which] + 1))
+    rank = pd.Series(n).groupby(which).rank(method="min", ascending=False).to_numpy()
+    values = {"share": share, "rank": np.log(rank), "trend": np.where(n_posts[which] > 0, share - share_before, np.nan)}
+    grouped = pd.DataFrame({key: value[at] for key, value in values.items()}).groupby(row)
+    stats = grouped.agg(["mean", "max"])
+    stats.columns = [f"tag_{name}_{what}_{stat}" for what, stat in stats.columns]
+    stats[f"tag_{name}_top"] = pd.Series((rank <= n_top)[at].astype(np.float64)).groupby(row).mean()
+    return stats.reindex(range(len(period))).astype(np.float32)

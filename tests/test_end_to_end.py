@@ -11,9 +11,17 @@ from kit.pipeline import main
 from kit.run import Run
 from kit.submission import validate_submission
 
+SETS = [
+    "statistic",
+    "statistic+behaviour",
+    "statistic+clip_ft",
+    "statistic+blip",
+    "statistic+behaviour+clip+clip_ft+taught",
+]
 SMALL = [f"--set={setting}" for setting in (
     "02.clip_model=smp-tiny", "02.tiny_effort=0.01", "02.components=3", "03.epochs=1", "03.cross_folds=2", "04.svd_dim=4",
-    "06.n_folds=2", "06.rounds=30",
+    "05.n_folds=2", "05.rounds=20", "05.factors=3", "05.tail_seeds=0", "05.ratios=0.77", "05.selection_seeds=0",
+    "06.n_folds=2", "06.rounds=30", f"06.sets={','.join(SETS)}",
 )]  # fmt: skip
 
 
@@ -46,17 +54,67 @@ def test_submission_and_report(finished):
 def test_scores_are_those_of_the_stored_predictions(finished):
     _, run_dir = finished
     posts = Run.open(run_dir).posts()
-    scores = pd.read_csv(run_dir / "tables" / "scores.csv").set_index(["scheme", "model", "fold"])
+    scores = pd.read_csv(run_dir / "tables" / "scores.csv").set_index(["scheme", "features", "model", "fold"])
+    table_1 = pd.read_csv(run_dir / "tables" / "table_1.csv").set_index(["scheme", "features"])
     for scheme in ("user", "time"):
         table = pd.read_parquet(run_dir / f"predictions_{scheme}.parquet")
         assert table["Pid"].tolist() == posts["Pid"].tolist()
-        for model in ("lightgbm", "catboost"):
+        for name in table.columns[2:]:
+            features, model = name.split("/")
+            errors = []
             for fold in (0, 1):
                 rows = (table["fold"] == fold).to_numpy()
-                row = scores.loc[(scheme, model, fold)]
-                assert row["n"] == rows.sum()
-                assert row["mae"] == pytest.approx(metrics.mae(posts["label"][rows], table[model][rows]), abs=1e-9)
-                assert row["src"] == pytest.approx(metrics.src(posts["label"][rows], table[model][rows]), abs=1e-9)
+                row = scores.loc[(scheme, features, model, fold)]
+                errors.append(metrics.mae(posts["label"][rows], table[name][rows]))
+                assert row["n"] == rows.sum() and row["mae"] == pytest.approx(errors[-1], abs=1e-9)
+                assert row["src"] == pytest.approx(metrics.src(posts["label"][rows], table[name][rows]), abs=1e-9)
+            assert table_1.loc[(scheme, features), f"{model}_mae"] == pytest.approx(np.mean(errors), abs=1e-9)
+        test = (table["fold"] == -1).to_numpy()
+        assert table.loc[test].notna().all(axis=None) == (scheme == "user")
+
+
+def test_table_1_says_what_could_not_be_run_and_stands_beside_the_paper(finished):
+    _, run_dir = finished
+    table = pd.read_csv(run_dir / "tables" / "table_1.csv").query("scheme == 'user'").set_index("features")
+    assert table.index.tolist() == SETS
+    assert table.loc["statistic+blip", "note"].startswith("not run: blip: needs config.json")
+    assert table.loc["statistic+clip_ft", "paper_fusion_src"] == 0.7330
+    page = (run_dir / "report.html").read_text()
+    assert "inputs/weights/blip-itm-base-coco" in page and f"{table.loc['statistic', 'fusion_mae']:.4f}" in page
+    gains = pd.read_csv(run_dir / "tables" / "table_1_gains.csv").query(
+        "scheme == 'user' and features == 'statistic+clip_ft'"
+    )
+    assert gains["against"].tolist() == ["statistic", "statistic+behaviour"]
+
+
+def test_the_experiments_are_in_the_report(finished):
+    _, run_dir = finished
+    page = (run_dir / "report.html").read_text()
+    for reading in pd.read_csv(run_dir / "tables" / "readings.csv")["reading"]:
+        assert reading[:60] in page
+    for name in ("figure_1", "figure_3", "figure_4a", "figure_4b", "table_1", "table_1_gains"):
+        assert (run_dir / "figures" / f"{name}.png").is_file(), name
+    assert len(pd.read_csv(run_dir / "tables" / "selection.csv")) == 1 + 3 + 2
+    assert len(pd.read_csv(run_dir / "tables" / "oversampling.csv")) == 1 + 1 + 1 + 1
+
+
+def test_shuffled_labels_leave_nothing_to_find(tmp_path):
+    """No feature set, booster, taught column or fusion finds anything where there is nothing: no label leaks anywhere."""
+    from tests.conftest import Release
+
+    release = Release(tmp_path / "data", n_train=320, n_test=20, images=True)
+    labels = release.parts["train"]["label"]
+    release.parts["train"]["label"] = np.random.default_rng(0).permutation(labels).tolist()
+    assert main(["--data", str(release.write()), "--out", str(tmp_path / "run"), *SMALL, "--set=05.ratios=1"]) == 0
+    posts = Run.open(tmp_path / "run").posts()
+    limit = 4 / np.sqrt(320)
+    for scheme, share in (("user", 1.0), ("time", 0.5)):
+        table = pd.read_parquet(tmp_path / "run" / f"predictions_{scheme}.parquet")
+        rows = (table["fold"] >= 0).to_numpy()
+        for name in table.columns[2:]:
+            assert abs(metrics.src(posts["label"][rows], table[name][rows])) < limit / np.sqrt(share), (scheme, name)
+    scores = pd.read_csv(tmp_path / "run" / "tables" / "blend_scores.csv").query("scheme == 'user'")
+    assert abs(scores["src"].mean()) < limit
 
 
 def test_learns_something(finished):

@@ -11,6 +11,7 @@ from kit.folds import TEST, TRAIN_ONLY, fold_rows, make_folds
 from kit.gbdt import MODELS, TAUGHT, fit_folds
 from kit.learners import LEARNERS
 from kit.metrics import mae, src
+from kit.run import Block
 from tests.tiny import tiny_block, tiny_posts
 
 POSTS = tiny_posts(400, 60)
@@ -161,8 +162,8 @@ def test_a_release_without_test_posts():
     ({"model": "xgboost"}, "choose one of lightgbm, catboost"),
     ({"target": TARGET[:-1]}, "rows differ"),
     ({"target": np.where(np.arange(len(POSTS)) == 7, np.nan, TARGET)}, r"1 train posts have no label, the first in row 7"),
-    ({"weight": -np.ones(len(POSTS))}, "weights must be"),
-    ({"weight": np.ones(3)}, "weights must be"),
+    ({"weight": -np.ones(len(POSTS))}, "weight must be"),
+    ({"weight": np.ones(3)}, "weight must be"),
 ])  # fmt: skip
 def test_mistakes_are_named(change, message):
     with pytest.raises(InputError, match=message):
@@ -181,3 +182,65 @@ def test_a_missing_code_is_a_category_of_its_own(model, capfd):
     )
     assert mae(target[SCORED], result.oof[SCORED]) < 0.3
     assert "Warning" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_copies_are_rows_and_zero_copies_leave_out(model):
+    """Two copies of every post are not two posts of one weight for leaf sizes, but none is the same as weight 0."""
+    third = np.arange(len(POSTS)) % 3 == 0
+    one, two = fit(model, copies=np.where(third, 0, 1)), fit(model, weight=np.where(third, 0.0, 1.0))
+    assert np.array_equal(one.oof, two.oof, equal_nan=True)
+    more = fit(model, copies=np.where(third, 4, 1))
+    assert not np.array_equal(more.oof, fit(model).oof, equal_nan=True)
+    error = np.abs(more.oof - TARGET)
+    assert np.isfinite(error[SCORED]).all()
+
+
+def test_copies_pull_predictions_as_weights_do():
+    """Without sampling, leaf sizes and penalty, k copies and weight k are the same training up to rounding of counts."""
+    plain = {"extra_trees": False, "bagging_fraction": 1.0, "feature_fraction": 1.0, "min_child_samples": 1, "lambda_l2": 0.0,
+             "min_sum_hessian_in_leaf": 1e-9}  # fmt: skip
+    heavy = np.where(TARGET > np.nanquantile(TARGET, 0.9), 3, 1)
+    block = Block("numbers", BLOCK.values, BLOCK.columns)
+    options = {"taught": False, "stop_share": 0.0, "n_threads": 1, "rounds": 20}
+    one, two, base = (
+        fit_folds(block, TARGET, FOLDS, POSTS, params=plain, **options, **which)
+        for which in ({"copies": heavy}, {"weight": heavy.astype(float)}, {})
+    )
+    apart = [np.abs(one.oof - other.oof)[SCORED].mean() for other in (two, base)]
+    assert apart[0] < 0.25 * apart[1]
+    assert one.oof[SCORED].mean() > base.oof[SCORED].mean() + 0.05
+
+
+def test_each_fit_has_its_own_copies():
+    copies = np.ones((4, len(POSTS)))
+    changed = copies.copy()
+    changed[1, fold_rows(FOLDS, 1)[0][::2]] = 0
+    before, after = fit(copies=copies), fit(copies=changed)
+    assert np.array_equal(before.oof[FOLDS == 0], after.oof[FOLDS == 0]) and np.array_equal(before.test, before.test)
+    assert not np.array_equal(before.oof[FOLDS == 1], after.oof[FOLDS == 1])
+
+
+def test_early_stopping_is_not_weighted(monkeypatch):
+    seen = []
+
+    class Spy(LEARNERS["lightgbm"]):
+        def fit(self, rows, rounds, stop_rows=None, patience=0):
+            seen.append((rows, stop_rows))
+            return super().fit(rows, rounds, stop_rows, patience)
+
+    monkeypatch.setitem(LEARNERS, "lightgbm", Spy)
+    fit(copies=np.full(len(POSTS), 3), final=False)
+    for rows, stop_rows in seen[::2]:
+        assert len(np.unique(stop_rows)) == len(stop_rows) and len(rows) == 3 * len(np.unique(rows))
+
+
+def test_without_the_final_model_the_test_part_is_not_predicted():
+    full, lean = fit(), fit(final=False)
+    assert np.array_equal(full.oof, lean.oof, equal_nan=True) and np.isnan(lean.test).all()
+    assert lean.test.shape == full.test.shape
+
+
+def test_a_training_side_with_nobody_left_is_named():
+    with pytest.raises(InputError, match="leave no post"):
+        fit(copies=np.zeros(len(POSTS)))

@@ -50,13 +50,13 @@ def test_result_figures():
     assert len(_drawn(plots.actual_against_predicted(target, target + rng.normal(0, 1, 300), "blend"))) == 2
     (errors,) = _drawn(plots.error_by_label(target, target + 0.5))
     np.testing.assert_allclose([bar.get_height() for bar in errors.patches if np.isfinite(bar.get_height())], 0.5)
-    scores = pd.DataFrame({"scheme": ["user"] * 4, "model": ["a", "a", "b", "b"], "fold": [0, 1] * 2, "src": [0.6, 0.7, 0.5, 0.6],
-                           "mae": [1.2, 1.3, 1.4, 1.3]})  # fmt: skip
-    first, *_ = _drawn(plots.fold_scores(scores))
-    assert first.lines[1].get_xdata()[0] == pytest.approx(0.65)  # the mean of model a
     gains = pd.DataFrame({"model": ["a", "a", "b"], "column": ["x", "y", "x"], "gain": [0.7, 0.3, 1.0]})
     assert _drawn(plots.importance(gains))
-    assert _drawn(plots.blend_weights({"a": 0.2, "b": 0.8}))
+    (weights,) = _drawn(plots.blend_weights({"a": 0.2, "b": 0.8, "c": 0.0}))
+    assert [bar.get_width() for bar in weights.patches] == [0.2, 0.8] and "2 of 3" in weights.get_title(loc="left")
+    errors = pd.DataFrame(rng.normal(size=(50, 3)), columns=["a/x", "b/x", "c/x"])
+    (matrix,) = _drawn(plots.error_correlation(errors))
+    np.testing.assert_allclose(matrix.images[0].get_array(), errors.corr())
 
 
 def test_other_peoples_settings_survive():

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from kit import run as run_module
-from kit.errors import InputError
+from kit.errors import InputError, StepLeftOut
 from kit.run import Block, Run, atomic_path, done_path, matches, pending_path, progress, read_json, resolve
 from kit.smpd import read_release
 
@@ -128,3 +128,39 @@ def test_progress_says_little(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert lines[0] == "encode: 10 of 35 img, 1.0 img/s, 25 s left"
+
+
+def test_what_a_step_no_longer_writes_is_removed(tmp_path):
+    """Also after a run in between that never finished; and files of other steps stay."""
+    table = pd.DataFrame({"a": [1]})
+    first = Run.open(tmp_path, step="05_x")
+    for name in ("kept", "dropped"):
+        first.write_table(name, table)
+    first.finish()
+    other = Run.open(tmp_path, step="06_y")
+    other.write_table("other", table)
+    other.finish()
+    Run.open(tmp_path, step="05_x")  # cut off
+    assert (tmp_path / "tables" / "dropped.csv").is_file()
+    second = Run.open(tmp_path, step="05_x")
+    second.write_table("kept", table)
+    second.finish()
+    assert sorted(path.stem for path in (tmp_path / "tables").iterdir()) == ["kept", "other"]
+    with pytest.raises(StepLeftOut, match="no weights"):
+        Run.open(tmp_path, step="05_x").leave_out("no weights", blocks=["clip"])
+    assert [path.stem for path in (tmp_path / "tables").iterdir()] == ["other"]
+
+
+def test_a_block_that_could_not_be_made_says_why(run):
+    assert "no step of this run makes a block 'blip'; it has none" in run.why_no_block("blip")
+    run.drop_block("blip", "needs its weights")
+    assert run.why_no_block("blip") == "needs its weights" and not run.has_block("blip") and run.block_names() == []
+    run.write_block(Block("blip", np.zeros((52, 1), np.float32), ["x"]))
+    assert run.has_block("blip") and "needs" not in run.why_no_block("blip")
+
+
+def test_asking_for_a_file_is_noted(run):
+    assert not run.has_file("clip_ft/losses.parquet") and run.has_file("posts.parquet")
+    run.finish()
+    reads = read_json(pending_path(run.dir, "01_eda"))["reads"]
+    assert reads["clip_ft/losses.parquet"] is None and reads["posts.parquet"] is not None
