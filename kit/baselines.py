@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from kit.errors import InputError
-from kit.run import Block, resolve
+from kit.run import Block, resolve, shown
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
@@ -282,14 +282,14 @@ def _missing(network: str, model: str, weights_dir: str | Path) -> str:
         return ""
     folder = _folder(model, weights_dir)
     if model.startswith(LOCAL_DIR):
-        return f"{_lacking(network, folder)} of a model for '{network}', put into {folder}"
+        return f"{_lacking(network, folder)} of a model for '{network}', put into {shown(folder)}"
     if network == "resnet":
         url = resnet_weights(model).url
-        return f"the weights of {model} from {url}, put into {folder.with_name(Path(url).name)}"
+        return f"the weights of {model} from {url}, put into {shown(folder.with_name(Path(url).name))}"
     if network == "vit":
         source = f"huggingface.co/{_vit_repo(model)} (model.safetensors)"
-        return f"the weights of {model} from {source}, put into {folder}.safetensors"
-    return f"{_lacking(network, folder)} of {model} from huggingface.co/{_repos(model)[-1]}, put into {folder}/"
+        return f"the weights of {model} from {source}, put into {shown(folder)}.safetensors"
+    return f"{_lacking(network, folder)} of {model} from huggingface.co/{_repos(model)[-1]}, put into {shown(folder)}/"
 
 
 def _ready(network: str, model: str, weights_dir: str | Path, download: bool) -> Path:

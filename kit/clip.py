@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kit.errors import InputError
-from kit.run import atomic_path, read_json, resolve, write_json
+from kit.run import atomic_path, read_json, resolve, shown, write_json
 from kit.text_tower import TextTower, make_text_tower
 
 WEIGHTS_DIR = "inputs/weights"
@@ -170,8 +170,8 @@ def missing_weights(name: str, pretrained: str = "", weights_dir: str | Path = W
     source = f"huggingface.co/{repo} (open_clip_model.safetensors)" if repo else tag.get("url", "")
     target = resolve(weights_dir) / f"{name}-{pretrained}.safetensors"
     return (
-        f"The weights '{pretrained}' of {name} are not on this computer. Get them from {source} and save the file as {target} "
-        f"(another suffix of {', '.join(SUFFIXES)} if that is what it is); {WITHOUT_WEIGHTS}."
+        f"The weights '{pretrained}' of {name} are not on this computer. Get them from {source} and save the file as "
+        f"{shown(target)} (another suffix of {', '.join(SUFFIXES)} if that is what it is); {WITHOUT_WEIGHTS}."
     )
 
 

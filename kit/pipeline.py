@@ -27,7 +27,7 @@ from typing import Any
 from kit import demo, report, smpd, stamps
 from kit.errors import InputError, StepLeftOut
 from kit.execute import StepFailed, execute, read_parameters
-from kit.run import PROJECT_ROOT, check_writable, done_path, pending_path, read_json, resolve
+from kit.run import PROJECT_ROOT, check_writable, done_path, pending_path, read_json, resolve, shown
 
 NOTEBOOKS = PROJECT_ROOT / "notebooks"
 DEMO = PROJECT_ROOT / "inputs" / "demo"
@@ -108,7 +108,7 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
     if options.list:
         return _list(steps, run_dir)
     if data_dir == DEMO and not demo.is_demo(DEMO):
-        print(f"making the synthetic demo release in {_short(DEMO)} ({DEMO_POSTS:,} posts)", flush=True)
+        print(f"making the synthetic demo release in {shown(DEMO)} ({DEMO_POSTS:,} posts)", flush=True)
         demo.make_release(DEMO, n_posts=DEMO_POSTS)
     if options.check:
         return _check(steps, data_dir, run_dir)
@@ -135,7 +135,7 @@ def plan(data_dir: Path, run_dir: Path, profile: str, settings: list[str]) -> li
         if not (equals and dot and number and name):
             raise InputError(f"--set {setting}: expected NN.name=value, e.g. --set 06.n_folds=10")
         overrides.setdefault(_number(number), {})[name] = value
-    folders = {"data_dir": _short(data_dir), "run_dir": _short(run_dir)}
+    folders = {"data_dir": shown(data_dir), "run_dir": shown(run_dir)}
     steps = [_plan_step(path, overrides.pop(path.stem[:2], {}), folders) for path in notebooks()]
     for number in overrides:
         _unknown_step(number)
@@ -205,7 +205,7 @@ def _unknown_step(number: str) -> None:
 def _walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, arguments: list[str]) -> int:
     started, n_tried, n_run = time.perf_counter(), 0, 0
     width = max(len(step.name) for step in steps)
-    print(f"run {_short(run_dir)}: {len(steps)} steps", flush=True)
+    print(f"run {shown(run_dir)}: {len(steps)} steps", flush=True)
     for step in steps:
         stamp = stamps.current_stamp(step.notebook, step.parameters)
         if step.number in options.accept:
@@ -243,7 +243,7 @@ def _accept(step: Step, run_dir: Path, stamp: dict) -> None:
     """Take the results at hand as they are: those of a notebook run by hand, or of a step whose code changed harmlessly."""
     pending, done = pending_path(run_dir, step.name), done_path(run_dir, step.name)
     if not pending.is_file() and not done.is_file():
-        raise InputError(f"--accept {step.number}: {step.name} has left no results in {_short(run_dir)}; run it first")
+        raise InputError(f"--accept {step.number}: {step.name} has left no results in {shown(run_dir)}; run it first")
     seconds = read_json(done)["seconds"] if done.is_file() else None
     if done.is_file():
         done.replace(pending)
@@ -267,9 +267,9 @@ def _say_failed(failure: StepFailed, step: Step, run_dir: Path, arguments: list[
     print(f"  {failure.message}", file=sys.stderr)
     if failure.trace:
         print("\n".join(f"    {line}" for line in failure.trace), file=sys.stderr)
-    print(f"  log       {_short(run_dir / 'logs' / f'{step.name}.log')}", file=sys.stderr)
+    print(f"  log       {shown(run_dir / 'logs' / f'{step.name}.log')}", file=sys.stderr)
     if failure.notebook:
-        print(f"  notebook  {_short(failure.notebook)}", file=sys.stderr)
+        print(f"  notebook  {shown(failure.notebook)}", file=sys.stderr)
     if (run_dir / "submission.csv").is_file():
         print("  note      submission.csv in this folder is from an earlier run", file=sys.stderr)
     print(f"  go on     {_command(arguments)}", file=sys.stderr)
@@ -281,10 +281,10 @@ def _summary(run_dir: Path, seconds: float, n_run: int) -> None:
     print(f"{what}, {seconds:.0f} s")
     submission = run_dir / "submission.csv"
     if submission.is_file():
-        print(f"submission  {_short(submission)} and .json")
+        print(f"submission  {shown(submission)} and .json")
     elif (run_dir / "posts.parquet").is_file() and done_path(run_dir, "07_blend").is_file():
         print("submission  none: this release has no test part")
-    print(f"report      {_short(run_dir / 'report.html')}", flush=True)
+    print(f"report      {shown(run_dir / 'report.html')}", flush=True)
 
 
 # --- other commands ---------------------------------------------------------------------------------------------------
@@ -313,27 +313,40 @@ def _check(steps: list[Step], data_dir: Path, run_dir: Path) -> int:
     posts = smpd.read_release(data_dir)
     counts = posts["split"].value_counts()
     n_test = int(counts.get("test", 0))
-    print(f"data        {_short(data_dir)}: {counts['train']:,} train and {n_test:,} test posts"
+    print(f"data        {shown(data_dir)}: {counts['train']:,} train and {n_test:,} test posts"
           + ("" if n_test else "; without a test part there will be no submission"))  # fmt: skip
     check_writable(run_dir)
-    print(f"output      {_short(run_dir)}, {shutil.disk_usage(run_dir).free / 1e9:.0f} GB free")
+    print(f"output      {shown(run_dir)}, {shutil.disk_usage(run_dir).free / 1e9:.0f} GB free")
     for step in steps:
         reason = stamps.why_stale(run_dir, step.name, stamps.current_stamp(step.notebook, step.parameters))
         print(f"{step.name:16}{'up to date' if reason is None else 'will run: ' + reason}")
-        if "clip_model" in step.parameters and (missing := _missing_weights(step.parameters)):
+        for missing in _missing_weights(step.parameters):
             print(f"{'':16}{missing}")
     return 1 if absent else 0
 
 
-def _missing_weights(parameters: dict[str, Any]) -> str:
-    from kit.clip import missing_weights  # torch is loaded only where it is asked for
+def _missing_weights(parameters: dict[str, Any]) -> list[str]:
+    """What a step lacks of the weights it asks for; torch is loaded only for a step that asks for some."""
+    if "clip_model" in parameters:
+        from kit.clip import missing_weights
 
-    return missing_weights(parameters["clip_model"], parameters["pretrained"], parameters["weights_dir"])
+        found = [missing_weights(parameters["clip_model"], parameters["pretrained"], parameters["weights_dir"])]
+    elif "baselines" in parameters:
+        from kit import baselines
+
+        models = baselines.parse_models(parameters["baseline_models"])
+        lacking = {
+            name: baselines.missing_weights(name, models, parameters["weights_dir"]) for name in parameters["baselines"]
+        }
+        found = [f"{name} needs {missing}" for name, missing in lacking.items() if missing]
+    else:
+        found = []
+    return [missing for missing in found if missing]
 
 
 def _lab() -> int:
     if not demo.is_demo(DEMO):
-        print(f"making the synthetic demo release in {_short(DEMO)}", flush=True)
+        print(f"making the synthetic demo release in {shown(DEMO)}", flush=True)
         demo.make_release(DEMO, n_posts=DEMO_POSTS)
     return subprocess.call([sys.executable, "-m", "jupyterlab"], cwd=NOTEBOOKS)
 
@@ -380,11 +393,6 @@ def _folders(options: argparse.Namespace) -> tuple[Path, Path]:
     return data_dir, run_dir
 
 
-def _short(path: Path) -> str:
-    """The path from the project root where it lies inside, else absolute."""
-    return str(path.relative_to(PROJECT_ROOT)) if path.is_relative_to(PROJECT_ROOT) else str(path)
-
-
 def _command(arguments: list[str]) -> str:
     start = "./run_all.sh" if CALLED_FROM in os.environ else "python -m kit.pipeline"
     return shlex.join([*shlex.split(start), *arguments])
@@ -404,7 +412,7 @@ def _lock(run_dir: Path) -> Iterator[None]:
         except OSError as error:
             handle.seek(0)
             raise InputError(
-                f"process {handle.read().strip() or '?'} is already working in {_short(run_dir)}: wait for it, or choose "
+                f"process {handle.read().strip() or '?'} is already working in {shown(run_dir)}: wait for it, or choose "
                 "another folder with --out"
             ) from error
         handle.truncate(0)

@@ -312,6 +312,11 @@ def resolve(path: str | Path) -> Path:
     return path.resolve() if path.is_absolute() else (PROJECT_ROOT / path).resolve()
 
 
+def shown(path: Path) -> str:
+    """The path for people: from the project root where it lies inside, else absolute."""
+    return str(path.relative_to(PROJECT_ROOT)) if path.is_relative_to(PROJECT_ROOT) else str(path)
+
+
 def done_path(run_dir: Path, step: str) -> Path:
     """Where the done-mark of a step lies."""
     return run_dir / "done" / f"{step}.json"
