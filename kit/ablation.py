@@ -75,13 +75,21 @@ def set_block(run: Run, one: FeatureSet) -> Block:
 
 
 def not_run(run: Run, sets: Iterable[FeatureSet]) -> dict[str, str]:
-    """Name of each set that lacks a block -> "not run: needs ..." in the words of the step that could not make it."""
+    """Name of each set that lacks a block -> "not run: ..." in the words of the step that could not make it.
+
+    Raises:
+        InputError: no set can be run.
+    """
+    sets = list(sets)
     lacking = {one.name: [b for b in one.blocks if not run.has_block(b)] for one in sets}
-    return {
+    notes = {
         name: "not run: " + "; ".join(f"{b}: {run.why_no_block(b)}" for b in blocks)
         for name, blocks in lacking.items()
         if blocks
     }
+    if len(notes) == len(sets):
+        raise InputError("none of the feature sets can be run. " + ". ".join(f"{k}: {v}" for k, v in notes.items()))
+    return notes
 
 
 def table_one(

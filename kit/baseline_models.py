@@ -8,8 +8,6 @@ no code comes with a model.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -29,6 +27,7 @@ from torchvision.transforms.functional import center_crop, resize
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from kit.baselines import SUFFIXES, resnet_weights
+from kit.encode import weights_fingerprint
 from kit.errors import InputError
 from kit.run import hash_file, read_json
 
@@ -84,7 +83,7 @@ class PixelEncoder:
         self.name, self.module = name, module.float().eval().requires_grad_(False)
         self._prepare, self._mean, self._std, self._unit = prepare, torch.tensor(mean), torch.tensor(std), unit
         self.draft_px = 2 * max(prepare(Image.new("RGB", (64, 64))).size)
-        self.fingerprint = _fingerprint(module, [settings, list(mean), list(std), self.draft_px, unit])
+        self.fingerprint = weights_fingerprint(module, [settings, list(mean), list(std), self.draft_px, unit])
 
     def transform(self, image: Image.Image) -> np.ndarray:
         """(H, W, 3) uint8 at the network's size."""
@@ -124,7 +123,7 @@ class TokenEncoder:
         self._tokenizer = tokenizer
         sample = tokenizer("Ünïcode: a photo of Two dogs").input_ids
         words = [sorted(tokenizer.get_vocab().items()), sample]
-        self.fingerprint = _fingerprint(module, [settings, words, self.max_tokens, unit])
+        self.fingerprint = weights_fingerprint(module, [settings, words, self.max_tokens, unit])
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """(N, L) int64 ids, cut to ``max_tokens`` and padded to the longest: wider padding would make batches too large."""
@@ -298,15 +297,6 @@ def _loading(model: str, path: Path) -> Iterator[None]:
         logger.set_verbosity(verbosity)
         if bars:
             logger.enable_progress_bar()
-
-
-def _fingerprint(module: nn.Module, settings: Any) -> str:
-    """Hash of a network's weights and of what else decides its features."""
-    hasher = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, value in sorted(module.state_dict().items()):
-        hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        hasher.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return hasher.hexdigest()[:16]
 
 
 def _crop_middle(

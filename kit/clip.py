@@ -9,7 +9,6 @@ put by hand under ``inputs/weights``.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
 import socket
@@ -27,6 +26,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kit.encode import weights_fingerprint
 from kit.errors import InputError
 from kit.run import atomic_path, read_json, resolve, shown, write_json
 from kit.text_tower import TextTower, make_text_tower
@@ -149,7 +149,7 @@ def wrap_model(model: nn.Module, tokenizer, model_cfg: dict, name: str) -> Clip:
         name=name, model=model, text=text,
         preprocess=open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**preprocess_cfg), is_train=False),
         image_px=size if isinstance(size, int) else max(size), dim=text.dim,
-        logit_scale=float(model.logit_scale.exp().mean()), config=config, fingerprint=_fingerprint(model, config),
+        logit_scale=float(model.logit_scale.exp().mean()), config=config, fingerprint=weights_fingerprint(model, config),
     )  # fmt: skip
 
 
@@ -255,14 +255,6 @@ def _hub_reachable() -> bool:
     except OSError:
         return False
     return True
-
-
-def _fingerprint(model: nn.Module, config: dict) -> str:
-    hasher = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, value in sorted(model.state_dict().items()):
-        hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        hasher.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return hasher.hexdigest()[:16]
 
 
 @torch.inference_mode()

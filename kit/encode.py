@@ -9,6 +9,8 @@ one idempotent function, so that an interrupted run loses one shard and other en
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import os
 import time
 from collections import deque
@@ -16,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -195,6 +197,15 @@ def encode_shard(job: Job, index: int, device: str = "cpu", tick: Tick = no_tick
         with atomic_path(path) as temporary:
             np.savez(temporary, values=values.astype(np.float16), reasons=np.array(reasons, dtype=str))
     return path
+
+
+def weights_fingerprint(module: nn.Module, settings: Any) -> str:
+    """Hash of a network's weights and of what else decides its features: config, preprocessing."""
+    hasher = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, value in sorted(module.state_dict().items()):
+        hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        hasher.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return hasher.hexdigest()[:16]
 
 
 @torch.inference_mode()

@@ -108,6 +108,10 @@ def test_rows_without_their_block_say_what_is_needed(release, tmp_path):
     lacking = ablation.not_run(run, SETS[:3])
     assert set(lacking) == {"statistic+clip", "statistic+blip"}
     assert lacking["statistic+blip"] == "not run: blip: needs the model in inputs/weights/blip"
+    with pytest.raises(
+        InputError, match="none of the feature sets can be run. statistic\\+clip: not run: clip: no step"
+    ):
+        ablation.not_run(run, SETS[1:2])
     block = ablation.set_block(run, SETS[0])
     assert block.columns == ["statistic_a", "statistic:b", "external_a", "external:b"]
 
