@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import datetime
+import json
 import logging
 import os
 import re
+import socket
 import sys
+import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
 from kit.errors import InputError, StepLeftOut
-from kit.run import HEADLESS, PROJECT_ROOT, SECONDS_BETWEEN_LINES
+from kit.run import HEADLESS, PROJECT_ROOT, SECONDS_BETWEEN_LINES, shown, write_trouble
 
 KILLED = 138  # exit status of a kernel that was killed from outside, nearly always for memory
+MAX_SOCKET_PATH = 90  # characters; systems allow some 100
+KERNEL_ENDS_S = 15  # how long to wait for the kernel of a pipeline that was killed
 ENVIRONMENT = {  # for the kernels
-    HEADLESS: "1",
     "OMP_WAIT_POLICY": "passive",  # spinning threads make LightGBM 10 times slower next to any other process
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONHASHSEED": "0",
@@ -86,6 +91,7 @@ def execute(notebook: Path, run_dir: Path, parameters: dict[str, Any], width: in
     Raises:
         StepFailed: a cell raised, or the kernel died.
         StepLeftOut: the notebook found that something it needs is not to be had.
+        InputError: the executed copy or the log could not be written.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -99,13 +105,14 @@ def execute(notebook: Path, run_dir: Path, parameters: dict[str, Any], width: in
     started = time.perf_counter()
     with (
         _kernel_environment(),
+        _transport() as transport,
         open(log_path, "w", encoding="utf-8") as log,
         _Heartbeat(notebook.stem, log_path, width) as heartbeat,
     ):
         try:
             papermill.execute_notebook(
                 str(notebook), str(running), parameters=parameters, kernel_name="python3", cwd=str(PROJECT_ROOT),
-                progress_bar=False, stdout_file=log, stderr_file=log, start_timeout=180, **_transport(),
+                progress_bar=False, stdout_file=log, stderr_file=log, start_timeout=180, **transport,
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
             if error.ename == StepLeftOut.__name__:
@@ -117,6 +124,8 @@ def execute(notebook: Path, run_dir: Path, parameters: dict[str, Any], width: in
         except (DeadKernelError, RuntimeError) as error:
             running.replace(failed)
             raise _kernel_died(error, heartbeat.peak_mb, failed) from error
+        except OSError as error:
+            raise write_trouble(error, Path(error.filename or running)) or error from error
         finally:
             running_left = running.is_file()
     if running_left:
@@ -129,6 +138,7 @@ def _kernel_environment() -> Iterator[None]:
     """The process environment as kernels shall inherit it, for as long as one runs."""
     before = dict(os.environ)
     os.environ.update(ENVIRONMENT)
+    os.environ[HEADLESS] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
     os.environ.pop("JUPYTER_PREFER_ENV_PATH", None)  # set to 0 it prefers another environment's kernel to ours
     for name in ("papermill", "traitlets"):
@@ -145,13 +155,16 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _transport() -> dict[str, Any]:
-    """Kernels talk through files instead of ports: no clash between runs, nothing to listen on."""
-    if sys.platform == "win32":
-        return {}
+@contextlib.contextmanager
+def _transport() -> Iterator[dict[str, Any]]:
+    """Kernels talk through files in a folder of their own instead of ports: no clash between runs, nothing to listen on."""
+    if sys.platform == "win32" or len(tempfile.gettempdir()) > MAX_SOCKET_PATH:
+        yield {}
+        return
     from traitlets.config import Config
 
-    return {"config": Config({"KernelManager": {"transport": "ipc"}})}
+    with tempfile.TemporaryDirectory(prefix="kit-", ignore_cleanup_errors=True) as folder:
+        yield {"config": Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})}
 
 
 def _cell_failed(error: Any, notebook: Path) -> StepFailed:
@@ -232,3 +245,88 @@ def _children_mb() -> int:
         except psutil.Error:
             pass  # it ended between the two calls
     return total >> 20
+
+
+# --- one pipeline per run ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def lock(run_dir: Path, command: str) -> Iterator[None]:
+    """Keep a second pipeline out of the run directory while this one works in it; a dead process holds nothing.
+
+    Args:
+        command: how this pipeline was called, for whoever finds the folder taken.
+    Raises:
+        InputError: another pipeline works there, or a kernel that outlived its pipeline.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: no advisory locks of this kind
+        yield
+        return
+    with open(run_dir / ".lock", "a+", encoding="utf-8") as handle:
+        if not _try_lock(handle.fileno(), fcntl.LOCK_EX):
+            raise InputError(
+                f"{_holder(handle)} is already working in {shown(run_dir)}: wait for it, or choose another folder with --out"
+            )
+        now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+        handle.truncate(0)
+        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": now, "command": command}, handle)
+        handle.flush()
+        _await_kernel(run_dir)
+        yield
+
+
+def lock_holder(run_dir: Path) -> str | None:
+    """Who works in the run directory, in words; None if nobody does."""
+    path = run_dir / ".lock"
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    if not path.is_file():
+        return None
+    with open(path, encoding="utf-8") as handle:
+        return None if _try_lock(handle.fileno(), fcntl.LOCK_SH) else _holder(handle)
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    """Whether the lock could be had; a file system without locks gives every one."""
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        print(
+            f"note: this file system has no locks ({error.strerror}); let only one pipeline work in a run", flush=True
+        )
+    return True
+
+
+def _holder(handle: IO[str]) -> str:
+    handle.seek(0)
+    try:
+        by = json.load(handle)
+        return f"process {by['pid']} on {by['host']}, since {by['since']} ({by['command']}),"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _await_kernel(run_dir: Path) -> None:
+    """Wait until no kernel of an earlier pipeline, killed alone, works in the run directory."""
+    import fcntl
+
+    descriptor = os.open(run_dir, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + KERNEL_ENDS_S
+        while not _try_lock(descriptor, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"a notebook of an earlier run still works in {shown(run_dir)}: end its process "
+                    "(python -m ipykernel_launcher), or wait for it"
+                )
+            time.sleep(0.1)
+    finally:
+        os.close(descriptor)

@@ -3,12 +3,16 @@
 Releases of this size always hold missing, empty and broken files. None of them stops a run: the post keeps its row, its
 image becomes grey, and the reason is listed. Only when more than a stated share of the images is bad does the run stop,
 because then the folder is at fault and not single files.
+
+An image file is data from strangers: only plain files are opened, only common picture formats are decoded (no format that
+needs another program, as EPS does), and nothing larger than stated here is read or decoded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +24,14 @@ from PIL import Image, ImageOps
 
 from kit.errors import InputError
 
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MAX_BYTES = 300_000_000  # of a file; Flickr takes photographs of up to 200 MB
 MAX_PIXELS = 100_000_000  # after JPEG draft mode; a larger picture is taken for a decompression bomb
 MAX_ASPECT = 20  # of a longer strip only the middle is kept: resizing its short side would make it huge
 GREY = Image.new("RGB", (224, 224), (128, 128, 128))
 NO_PATH, MISSING, EMPTY = "no image path", "missing file", "empty file"
+NO_FILE, NO_IMAGE, TOO_LARGE = "not a plain file", "not an image", "too large a file"
 
 
 def decode_image(path: str | os.PathLike, draft_px: int = 0) -> tuple[Image.Image, str]:
@@ -37,14 +45,13 @@ def decode_image(path: str | os.PathLike, draft_px: int = 0) -> tuple[Image.Imag
         draft_px: JPEG files larger than this on both sides may be decoded at 1/2, 1/4 or 1/8 of their size, but never below
             it (about three times faster for photographs; 0 decodes in full).
     """
-    if not str(path):
-        return GREY, NO_PATH
+    size = file_size(str(path))
+    if isinstance(size, str):
+        return GREY, size
     try:
         with open(path, "rb") as handle:
             content = handle.read()
-        if not content:
-            return GREY, EMPTY
-        with Image.open(BytesIO(content)) as image:
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
             return _crop_strip(_upright_rgb(image, draft_px)), ""
     except FileNotFoundError:
         return GREY, MISSING
@@ -109,13 +116,65 @@ def group_by_content(paths: Sequence[str], n_threads: int = 8) -> np.ndarray:
 
 
 def file_size(path: str) -> int | str:
-    """Bytes of a file, or the reason why there is nothing to read."""
+    """Bytes of a file, or the reason why there is nothing to read (a pipe or a folder would never end, or never begin)."""
     if not path:
         return NO_PATH
     try:
-        return os.stat(path).st_size or EMPTY
-    except OSError:
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a null byte in the name
         return MISSING
+    if not stat.S_ISREG(found.st_mode):
+        return NO_FILE
+    return TOO_LARGE if found.st_size > MAX_BYTES else found.st_size or EMPTY
+
+
+def file_state(path: str) -> str:
+    """Why an image file cannot be used, as far as its first bytes tell ("" if they look well); nothing is decoded."""
+    size = file_size(path)
+    if isinstance(size, str):
+        return size
+    try:
+        with open(path, "rb") as handle:
+            return "" if handle.read(8).startswith(SIGNATURES) else NO_IMAGE
+    except OSError as error:
+        return _reason(error)
+
+
+def leads_out(paths: Sequence[str], allowed: Sequence[str | os.PathLike]) -> np.ndarray:
+    """(n,) bool: whether a path ends outside all `allowed` folders once symbolic links are followed.
+
+    Each folder is looked at once, and only files that are links themselves are followed one by one.
+
+    Args:
+        paths: files that need not exist; "" leads nowhere.
+        allowed: folders; they may be links themselves.
+    """
+    homes = [os.path.realpath(folder) for folder in allowed]
+    folders = {folder: _links_in(folder) for folder in {os.path.dirname(path) for path in paths if path}}
+    outside = {folder: not _is_inside(os.path.realpath(folder), homes) for folder in folders}
+    out = np.zeros(len(paths), dtype=bool)
+    for row, path in enumerate(paths):
+        if path:
+            folder, name = os.path.split(path)
+            links = folders[folder]
+            followed = links is None or name in links
+            out[row] = outside[folder] or (followed and not _is_inside(os.path.realpath(path), homes))
+    return out
+
+
+def _links_in(folder: str) -> set[str] | None:
+    """Names of the symbolic links in a folder, None where it may not be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_symlink()}
+    except PermissionError:
+        return None
+    except OSError:
+        return set()
+
+
+def _is_inside(path: str, homes: Sequence[str]) -> bool:
+    return any(path == home or path.startswith(home.rstrip(os.sep) + os.sep) for home in homes)
 
 
 def check_bad_share(paths: Sequence[str], reasons: Sequence[str], max_share: float) -> None:
@@ -180,7 +239,7 @@ def _crop_strip(image: Image.Image) -> Image.Image:
 def _reason(error: Exception) -> str:
     """The reason in a few words, the same for all files that fail in the same way."""
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image"
+        return NO_IMAGE
     if isinstance(error, (Image.DecompressionBombError, MemoryError)):
         return "too many pixels"
     if isinstance(error, OSError) and error.errno is not None:

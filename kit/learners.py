@@ -31,6 +31,7 @@ CATBOOST = {
     "depth": 6,
     "l2_leaf_reg": 3.0,
     "rsm": 0.3,
+    "max_ctr_complexity": 1,
 }
 
 

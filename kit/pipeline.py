@@ -11,23 +11,20 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit import demo, report, smpd, stamps
+from kit import check, demo, report, stamps
 from kit.errors import InputError, StepLeftOut
-from kit.execute import StepFailed, execute, read_parameters
-from kit.run import PROJECT_ROOT, check_writable, done_path, pending_path, read_json, resolve, shown
+from kit.execute import StepFailed, execute, lock, read_parameters
+from kit.run import PROJECT_ROOT, check_writable, done_path, pending_path, resolve, shown, write_trouble
 
 NOTEBOOKS = PROJECT_ROOT / "notebooks"
 DEMO = PROJECT_ROOT / "inputs" / "demo"
@@ -81,7 +78,9 @@ class Step:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status (0 done, 1 a step failed, 2 a mistake of the user, 138 memory)."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    signal.signal(signal.SIGTERM, _stop)
+    for name in ("SIGTERM", "SIGHUP"):  # SIGHUP: the terminal was closed; Windows has none, and nohup ignores it
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
+            signal.signal(getattr(signal, name), _stop)
     try:
         options = _parse(arguments)
         if options.test is not None:
@@ -91,6 +90,11 @@ def main(arguments: list[str] | None = None) -> int:
         return _run(options, arguments)
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not (trouble := write_trouble(error, Path(error.filename or "outputs"))):
+            raise
+        print(f"\nerror: {trouble}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nstopped; finished steps are kept. Go on with: {_command(arguments)}", file=sys.stderr)
@@ -111,9 +115,9 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
         print(f"making the synthetic demo release in {shown(DEMO)} ({DEMO_POSTS:,} posts)", flush=True)
         demo.make_release(DEMO, n_posts=DEMO_POSTS)
     if options.check:
-        return _check(steps, data_dir, run_dir)
+        return check.check(steps, data_dir, run_dir)
     check_writable(run_dir)
-    with _lock(run_dir):
+    with lock(run_dir, _command(arguments)):
         return _walk(chosen, run_dir, options, arguments)
 
 
@@ -206,6 +210,7 @@ def _walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argumen
     started, n_tried, n_run = time.perf_counter(), 0, 0
     width = max(len(step.name) for step in steps)
     print(f"run {shown(run_dir)}: {len(steps)} steps", flush=True)
+    stamps.remove_temporary(run_dir)
     for step in steps:
         stamp = stamps.current_stamp(step.notebook, step.parameters)
         if step.number in options.accept:
@@ -214,10 +219,12 @@ def _walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argumen
             "asked for with --force" if step.number in options.force else stamps.why_stale(run_dir, step.name, stamp)
         )
         if reason is None:
-            saved_s = read_json(done_path(run_dir, step.name))["seconds"]
+            saved_s = stamps.read_mark(run_dir, step.name)["seconds"]
             print(f"{step.name:{width}}  up to date (skipped, saves {saved_s:.0f} s)", flush=True)
             continue
         print(f"{step.name:{width}}  running: {reason}", flush=True)
+        if not n_tried and (damaged := stamps.set_aside_damaged(run_dir)):
+            print(f"damaged, set aside and made again: {', '.join(damaged)}", flush=True)
         n_tried += 1
         try:
             seconds, peak_mb = execute(step.notebook, run_dir, step.parameters, width)
@@ -228,15 +235,23 @@ def _walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argumen
         except StepFailed as failure:
             return _say_failed(failure, step, run_dir, arguments)
         except FileNotFoundError:
-            return _say_failed(
-                StepFailed("the notebook ended without its last cell, run.finish(...): was it left early?"),
-                step, run_dir, arguments)  # fmt: skip
+            early = StepFailed("the notebook ended without its last cell, run.finish(...): was it left early?")
+            return _say_failed(early, step, run_dir, arguments)
+        except RuntimeError as error:
+            return _say_failed(StepFailed(str(error)), step, run_dir, arguments)
         n_run += 1
         print(f"{step.name:{width}}  done in {seconds:.0f} s, peak {mark['peak_mb']:,} MB{_metrics(mark)}", flush=True)
-    if n_tried or not (run_dir / "report.html").is_file():
+    if n_tried or _report_is_old(run_dir):
         report.write_report(run_dir)
     _summary(run_dir, time.perf_counter() - started, n_run)
     return 0
+
+
+def _report_is_old(run_dir: Path) -> bool:
+    """Whether the report is missing, or older than a step's mark: the run that finished that step was cut off."""
+    path = run_dir / "report.html"
+    marks = [mark.stat().st_mtime_ns for mark in (run_dir / "done").glob("*.json")]
+    return not path.is_file() or path.stat().st_mtime_ns < max(marks, default=0)
 
 
 def _accept(step: Step, run_dir: Path, stamp: dict) -> None:
@@ -244,7 +259,7 @@ def _accept(step: Step, run_dir: Path, stamp: dict) -> None:
     pending, done = pending_path(run_dir, step.name), done_path(run_dir, step.name)
     if not pending.is_file() and not done.is_file():
         raise InputError(f"--accept {step.number}: {step.name} has left no results in {shown(run_dir)}; run it first")
-    seconds = read_json(done)["seconds"] if done.is_file() else None
+    seconds = (stamps.read_mark(run_dir, step.name) or {}).get("seconds")
     if done.is_file():
         done.replace(pending)
     try:
@@ -302,48 +317,6 @@ def _list(steps: list[Step], run_dir: Path) -> int:
     return 0
 
 
-def _check(steps: list[Step], data_dir: Path, run_dir: Path) -> int:
-    """Everything that can go wrong before the first minute is spent, on one page."""
-    import psutil
-
-    print(f"python      {sys.version.split()[0]} at {sys.executable}")
-    absent = [name for name, version in stamps.package_versions().items() if version == "missing"]
-    print(f"packages    {'missing: ' + ', '.join(absent) if absent else 'all of requirements.txt'}")
-    print(f"machine     {os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB memory")
-    posts = smpd.read_release(data_dir)
-    counts = posts["split"].value_counts()
-    n_test = int(counts.get("test", 0))
-    print(f"data        {shown(data_dir)}: {counts['train']:,} train and {n_test:,} test posts"
-          + ("" if n_test else "; without a test part there will be no submission"))  # fmt: skip
-    check_writable(run_dir)
-    print(f"output      {shown(run_dir)}, {shutil.disk_usage(run_dir).free / 1e9:.0f} GB free")
-    for step in steps:
-        reason = stamps.why_stale(run_dir, step.name, stamps.current_stamp(step.notebook, step.parameters))
-        print(f"{step.name:16}{'up to date' if reason is None else 'will run: ' + reason}")
-        for missing in _missing_weights(step.parameters):
-            print(f"{'':16}{missing}")
-    return 1 if absent else 0
-
-
-def _missing_weights(parameters: dict[str, Any]) -> list[str]:
-    """What a step lacks of the weights it asks for; torch is loaded only for a step that asks for some."""
-    if "clip_model" in parameters:
-        from kit.clip import missing_weights
-
-        found = [missing_weights(parameters["clip_model"], parameters["pretrained"], parameters["weights_dir"])]
-    elif "baselines" in parameters:
-        from kit import baselines
-
-        models = baselines.parse_models(parameters["baseline_models"])
-        lacking = {
-            name: baselines.missing_weights(name, models, parameters["weights_dir"]) for name in parameters["baselines"]
-        }
-        found = [f"{name} needs {missing}" for name, missing in lacking.items() if missing]
-    else:
-        found = []
-    return [missing for missing in found if missing]
-
-
 def _lab() -> int:
     if not demo.is_demo(DEMO):
         print(f"making the synthetic demo release in {shown(DEMO)}", flush=True)
@@ -396,29 +369,6 @@ def _folders(options: argparse.Namespace) -> tuple[Path, Path]:
 def _command(arguments: list[str]) -> str:
     start = "./run_all.sh" if CALLED_FROM in os.environ else "python -m kit.pipeline"
     return shlex.join([*shlex.split(start), *arguments])
-
-
-@contextlib.contextmanager
-def _lock(run_dir: Path) -> Iterator[None]:
-    """Keep a second pipeline out of the run directory while this one works in it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: no advisory locks of this kind
-        yield
-        return
-    with open(run_dir / ".lock", "a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            handle.seek(0)
-            raise InputError(
-                f"process {handle.read().strip() or '?'} is already working in {shown(run_dir)}: wait for it, or choose "
-                "another folder with --out"
-            ) from error
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
 
 
 if __name__ == "__main__":

@@ -8,13 +8,18 @@ notebook reads and writes; from that note ``kit.pipeline`` later decides whether
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,13 +28,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 
 from kit.errors import InputError, StepLeftOut
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
-HEADLESS = "KIT_PIPELINE"  # environment variable: the notebook was started by kit.pipeline, not by hand
+HEADLESS = "KIT_PIPELINE"  # environment variable: process id of the pipeline that started the notebook; unset by hand
 ABSENT = "absent.json"  # in the folder of a block that could not be made: why
 SECONDS_BETWEEN_LINES = 10.0
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+FULL_WORDS = re.compile(  # libraries that report a failed write in their own words, without a number
+    r"No space left|File too large|quota exceeded|\d+ requested and \d+ written|wrote \d+ of \d+|failed writing|unexpected pos",
+    re.I,
+)
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,7 @@ class Run:
                 raise InputError(f"no run at {run_dir}: make it with ./run_all.sh --out {path}, or run 01_eda first")
             return cls(run_dir)
         check_writable(run_dir)
+        end_with_runner(run_dir)
         former = _former_writes(run_dir, step)
         left_out_path(run_dir, step).unlink(missing_ok=True)
         print(f"run {run_dir.name}, step {step}; {loaded_versions()}")
@@ -302,7 +316,7 @@ def _former_writes(run_dir: Path, step: str) -> set[str]:
             os.replace(path, former)
     try:
         return set(read_json(former)["writes"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return set()
 
 
@@ -332,6 +346,44 @@ def left_out_path(run_dir: Path, step: str) -> Path:
     return run_dir / "done" / f"{step}.left_out.json"
 
 
+_working_in: dict[Path, int] = {}  # run directory -> descriptor that holds it as long as this process lives
+
+
+def end_with_runner(run_dir: Path) -> None:
+    """End this process as soon as the pipeline that started it is gone, so that it never writes beside the next one.
+
+    The run directory is held with a shared lock until this process has ended; the next pipeline waits for that. In a
+    notebook run by hand nothing happens.
+    """
+    if HEADLESS not in os.environ or run_dir in _working_in:
+        return
+    with contextlib.suppress(ImportError, OSError):  # Windows, and file systems without locks
+        import fcntl
+
+        _working_in[run_dir] = os.open(run_dir, os.O_RDONLY)
+        fcntl.flock(_working_in[run_dir], fcntl.LOCK_SH)
+    runner = int(os.environ[HEADLESS])
+    if sys.platform == "linux" and os.getppid() == runner:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if not is_alive(runner):
+        os._exit(1)
+    threading.Thread(target=_watch, args=(runner,), daemon=True).start()
+
+
+def _watch(runner: int) -> None:
+    while is_alive(runner):
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine still runs; one that only waits to be collected does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def check_writable(folder: Path) -> None:
     """Make ``folder`` and make sure that files can be written to it.
 
@@ -351,16 +403,43 @@ def check_writable(folder: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its name only if the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary path beside ``path`` that takes its name only if the block ends without an error.
+
+    Raises:
+        InputError: the disk is full, or the system refuses to write there.
+    """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+    except Exception as error:
+        if trouble := write_trouble(error, path):
+            raise trouble from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_trouble(error: BaseException, path: Path) -> InputError | None:
+    """What to tell people if ``error`` means that ``path`` could not be written; None if it means something else."""
+    number = error.errno if isinstance(error, OSError) else None
+    full = number in FULL or bool(FULL_WORDS.search(str(error)))
+    if isinstance(error, InputError) or not (full or number in REFUSED):
+        return None
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    why = getattr(error, "strerror", None) or error
+    if full:
+        free = f"{shutil.disk_usage(folder).free / 1e9:,.1f} GB are free there"
+        what = f"cannot write {shown(path)} ({why}); {free}: make room, or raise the quota or file size limit,"
+    else:
+        what = f"no access to {shown(path)} ({why}): make the file and its folder readable and writable,"
+    return InputError(
+        f"{what} or choose another folder with --out. What was finished is kept; the same command goes on from there"
+    )
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -6,6 +6,10 @@ they agree in one thing: row i of every file is the same post. That is verified 
 them, and never assumed or repaired.
 
 Nothing about the data is built in: no number of posts, no list of categories, no range of labels.
+
+A structure that does not fit is refused. A single value that cannot be used is replaced (by "missing", where no better is
+possible), and column ``faults`` of the post says so; ``kit.quality`` counts these. No file outside the release is read,
+whatever its lists and links say.
 """
 
 from __future__ import annotations
@@ -22,6 +26,21 @@ import orjson
 import pandas as pd
 
 from kit.errors import InputError
+from kit.images import leads_out
+from kit.values import (
+    DESCRIPTIONS,
+    LARGEST,
+    LARGEST_COUNT,
+    MISSING,
+    TAKEN,
+    add_faults,
+    as_number,
+    id_text,
+    is_lost,
+    object_array,
+    to_floats,
+    type_columns,
+)
 
 FILES = {  # role -> names since 2022, names of 2020
     "category": ("{part}_category.json",),
@@ -42,11 +61,6 @@ NEEDED = {
     "user": (),
     "additional": (),
 }
-CATEGORIES = ("Category", "Subcategory", "Concept", "Mediatype", "Mediastatus", "timezone_id")
-TEXTS = ("Title", "Alltags", "Pathalias")
-NUMBERS = ("Latitude", "Longitude", "Geoaccuracy", "Ispublic", "photo_count", "ispro", "canbuypro")
-DATES = ("Postdate", "photo_firstdate", "photo_firstdatetaken")
-DESCRIPTIONS = ("user_description", "location_description")
 EXTERNAL = (
     "totalViews", "totalTags", "totalGeotagged", "totalFaves", "totalInGroup", "photoCount", "followerCount",
     "followingCount",
@@ -55,10 +69,10 @@ COLUMNS = (
     "Uid", "Pid", "Category", "Subcategory", "Concept", "Title", "Alltags", "Mediatype", "Postdate", "Latitude",
     "Longitude", "Geoaccuracy", "photo_firstdate", "photo_firstdatetaken", "photo_count", "ispro", "canbuypro",
     "timezone_offset", "timezone_id", "user_description", "location_description", "Pathalias", "Ispublic",
-    "Mediastatus", "image_path", "label", "split",
+    "Mediastatus", "image_path", "label", "split", "faults",
 )  # fmt: skip
-MISSING = {"", "none", "null", "nan"}
-EARLIEST, LATEST = pd.Timestamp("1826-01-01", tz="UTC"), pd.Timestamp("2100-01-01", tz="UTC")  # the first photograph
+NO_ID = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+NO_FILE_NAME = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def read_release(path: str | Path) -> pd.DataFrame:
@@ -73,11 +87,12 @@ def read_release(path: str | Path) -> pd.DataFrame:
         Longitude (degrees), Geoaccuracy, Ispublic, photo_count, ispro, canbuypro, timezone_offset (minutes where the
         file says "+01:00"): float, NaN where missing. label: float, NaN in the test part. Old releases give
         descriptions as number lists; these become ``user_description_vector`` and ``location_description_vector``
-        (float32 arrays or None). With a ``user_additional.csv`` in the release folder or beside it, also its eight
+        (float32 arrays of one length or None). faults: category, what was replaced in the post, joined by "; ". With a
+        ``user_additional.csv`` in the release folder or beside it, also its eight
         columns, joined by Pathalias.
     Raises:
-        InputError: a file is missing, damaged, of another length or in another order than the rest; a post appears
-            twice; a label is no number; the release holds no posts.
+        InputError: a file is missing, damaged, a link out of the release, of another length or in another order than
+            the rest; a post appears twice; a label is no number; the release holds no posts.
     Source:
         The release's quirks were collected from the public loaders of USTC, HyFea, SKAPP and the challenge's samples.
     """
@@ -87,7 +102,7 @@ def read_release(path: str | Path) -> pd.DataFrame:
         parts.append(_read_part(root, "test"))
     posts = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
     _refuse_duplicates(posts, root)
-    posts = _type_columns(posts)
+    posts = type_columns(posts)
     posts["Pathalias"] = _fill_alias(posts)
     posts = posts[[*COLUMNS, *(f"{name}_vector" for name in DESCRIPTIONS if f"{name}_vector" in posts)]]
     return _join_external(posts, root)
@@ -138,6 +153,11 @@ def _find_file(root: Path, part: str, role: str) -> Path:
     if len(found) > 1:
         listed = ", ".join(str(path) for path in found)
         raise InputError(f"{len(found)} files for the same thing: {listed}; keep the one that belongs to this release")
+    if leads_out([str(found[0])], [root, found[0].parent])[0]:
+        raise InputError(
+            f"{found[0]} is a link to {found[0].resolve()}, which lies outside the release: copy the file itself there (the "
+            "folder of the release may be a link as a whole)"
+        )
     return found[0]
 
 
@@ -151,14 +171,15 @@ def _read_part(root: Path, part: str) -> pd.DataFrame:
         paths["label"] = _find_file(root, part, "label")
     tables = {role: _read_json(paths[role], NEEDED[role]) for role in JSON_ROLES}
     lines = {role: _read_lines(path) for role, path in paths.items() if path.suffix == ".txt"}
+    _drop_blank_end(lines, len(tables[JSON_ROLES[0]]))
     _check_lengths({paths[role]: len(rows) for role, rows in {**tables, **lines}.items()})
     ids = _check_ids(tables, paths)
 
     columns = {"Uid": ids["Uid"], "Pid": ids["Pid"]}
     for table in tables.values():
         columns.update({name: table[name] for name in table.columns if name in COLUMNS and name not in columns})
-    columns["image_path"] = _image_paths(lines["images"], ids, root, part, paths["images"])
-    columns["label"] = _read_labels(lines["label"], paths["label"]) if part == "train" else np.nan
+    columns["image_path"], columns["faults"] = _image_paths(lines["images"], ids, root, part, paths["images"])
+    columns["label"] = _read_labels(lines["label"], ids, paths["label"]) if part == "train" else np.nan
     columns["split"] = part
     return pd.DataFrame(columns).reindex(columns=list(COLUMNS))
 
@@ -170,16 +191,29 @@ def _read_json(path: Path, needed: Iterable[str]) -> pd.DataFrame:
         raise InputError(f"{path} holds no posts: this release is empty")
     if isinstance(content, list):
         names = _column_names(content, path)
-        table = pd.DataFrame({name: _object_array([row.get(name) for row in content]) for name in names})
+        table = pd.DataFrame({name: object_array([row.get(name) for row in content]) for name in names})
     elif isinstance(content, dict):
         table = _columnar_table(content, path)
     else:
         raise InputError(
             f"{path} holds a JSON {type(content).__name__}; expected a list of posts or a table by columns"
         )
-    table = table.rename(columns={old: new for old, new in SPELLINGS.items() if new not in table})
+    table = _correct_names(table)
     if absent := [name for name in needed if name not in table]:
-        raise InputError(f"{path} has no {', '.join(absent)}; it holds: {', '.join(table.columns) or 'nothing'}")
+        held = ", ".join(table.columns).encode("utf-8", "replace").decode()[:500]
+        raise InputError(
+            f"{path} has no {', '.join(absent)}; it holds: {held or 'nothing'}. Copy it from the release again"
+        )
+    return table
+
+
+def _correct_names(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with misspelt names corrected; where rows differ in spelling, the two columns complete each other."""
+    for old, new in SPELLINGS.items():
+        if old in table:
+            known = table[new] if new in table else None
+            table[new] = table[old] if known is None else known.where(known.notna(), table[old])
+            table = table.drop(columns=old)
     return table
 
 
@@ -196,14 +230,16 @@ def _parse_json(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start:,}): copy it from the release again") from error
     except json.JSONDecodeError as error:
-        cut = (
-            "; it ends too early, so the copy is probably incomplete"
-            if error.pos >= len(error.doc.rstrip()) - 1
-            else ""
-        )
+        ended = error.doc.rstrip().endswith(("]", "}")) and error.pos < len(error.doc.rstrip()) - 1
+        cut = "" if ended else "; it ends too early, so the copy is probably incomplete"
         raise InputError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno} "
             f"(character {error.pos:,} of {len(error.doc):,}){cut}. Copy it from the release again"
+        ) from error
+    except (RecursionError, ValueError) as error:  # lists in lists in lists ..., or a number of thousands of digits
+        raise InputError(
+            f"{path} cannot be read as JSON ({str(error)[:100]}); expected one flat row of values per post. Copy it from "
+            "the release again"
         ) from error
 
 
@@ -218,6 +254,7 @@ def _column_names(rows: list, path: Path) -> list[str]:
 
 
 def _columnar_table(content: dict, path: Path) -> pd.DataFrame:
+    """A table by columns; rows named 0 to n-1 are put in that order, whatever order they are written in."""
     columns, first_keys = {}, None
     for name, values in content.items():
         if not isinstance(values, (dict, list)):
@@ -228,14 +265,12 @@ def _columnar_table(content: dict, path: Path) -> pd.DataFrame:
             raise InputError(
                 f"{path}: column {name!r} has other rows ({len(keys):,}) than the first ({len(first_keys):,})"
             )
-        columns[name] = _object_array(list(values.values()) if isinstance(values, dict) else values)
-    return pd.DataFrame(columns)
-
-
-def _object_array(values: list) -> np.ndarray:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
+        columns[name] = object_array(list(values.values()) if isinstance(values, dict) else values)
+    numbers = {str(i): i for i in range(len(first_keys or ()))}
+    table = pd.DataFrame(columns)
+    if numbers.keys() == set(first_keys or ()):
+        table = table.iloc[np.argsort([numbers[key] for key in first_keys])].reset_index(drop=True)
+    return table
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -247,12 +282,20 @@ def _read_bytes(path: Path) -> bytes:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        return _read_bytes(path).decode("utf-8-sig").splitlines()
+        lines = re.split("\r\n|\r|\n", _read_bytes(path).decode("utf-8-sig"))
+        return lines if lines[-1] else lines[:-1]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start:,}): copy it from the release again") from error
 
 
 # --- rows that belong together ----------------------------------------------------------------------------------------
+
+
+def _drop_blank_end(lines: dict[str, list[str]], n_posts: int) -> None:
+    """Take away blank lines after the last post, as editors leave them."""
+    for rows in lines.values():
+        while len(rows) > n_posts and not rows[-1].strip():
+            rows.pop()
 
 
 def _check_lengths(n_rows: dict[Path, int]) -> None:
@@ -273,8 +316,10 @@ def _check_ids(tables: dict[str, pd.DataFrame], paths: dict[str, Path]) -> pd.Da
     if (empty := ids.eq("").any(axis=1)).any():
         row = int(empty.argmax())
         raise InputError(
-            f"{paths[JSON_ROLES[0]]}, row {row}: Uid {ids.Uid[row]!r}, Pid {ids.Pid[row]!r}; an id is missing"
+            f"{paths[JSON_ROLES[0]]}, row {row}: Uid {ids.Uid[row]!r}, Pid {ids.Pid[row]!r}; an id is missing: copy the file "
+            "from the release again, or remove the post from all files"
         )
+    _refuse_odd_ids(ids, paths[JSON_ROLES[0]])
     for role in JSON_ROLES[1:]:
         known = [name for name in ("Uid", "Pid") if name in tables[role]]
         if not known and role != "user":  # the user file of 2020 has rows but no ids
@@ -282,6 +327,17 @@ def _check_ids(tables: dict[str, pd.DataFrame], paths: dict[str, Path]) -> pd.Da
         for name in known:
             _check_same(ids, _as_id(tables[role][name]), name, paths[role], paths[JSON_ROLES[0]])
     return ids
+
+
+def _refuse_odd_ids(ids: pd.DataFrame, path: Path) -> None:
+    """A Pid names a file and a row of the submission, so it can hold no slash; no id can hold what is no character."""
+    odd = [bool(NO_ID.search(uid + pid)) or "/" in pid or "\\" in pid for uid, pid in ids.itertuples(index=False)]
+    if any(odd):
+        row = odd.index(True)
+        raise InputError(
+            f"{path}, row {row}: Uid {ids.Uid[row]!r}, Pid {ids.Pid[row]!r} ({sum(odd):,} such rows); expected ids without "
+            "control characters and a Pid without slashes: copy the file from the release again"
+        )
 
 
 def _check_same(ids: pd.DataFrame, found: pd.Series, name: str, path: Path, reference_path: Path) -> None:
@@ -298,16 +354,10 @@ def _check_same(ids: pd.DataFrame, found: pd.Series, name: str, path: Path, refe
 
 
 def _as_id(values: pd.Series) -> pd.Series:
-    """Ids as text: 12, 12.0 and "12" are one id."""
-    return pd.Series([_id_text(value) for value in values], dtype=object)
-
-
-def _id_text(value: Any) -> str:
-    if isinstance(value, str):
-        return value.strip()
-    if value is None or value != value:
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    """Ids as text: 12, 12.0 and "12" are one id; "" for what can be none, as a list."""
+    return pd.Series(
+        ["" if isinstance(value, (list, dict, bool)) else id_text(value) for value in values], dtype=object
+    )
 
 
 def _refuse_duplicates(posts: pd.DataFrame, root: Path) -> None:
@@ -324,124 +374,67 @@ def _refuse_duplicates(posts: pd.DataFrame, root: Path) -> None:
             f"{root}: the post Uid {uid}, Pid {pid} appears {len(rows)} times ({where}); {int(twice.sum()):,} rows share their "
             "(Uid, Pid) with another. Every post must appear once: remove the copies from all files"
         )
+    test = posts[posts.split.eq("test")]
+    if (twice := test.duplicated("Pid", keep=False)).any():
+        first = test[twice].iloc[0]
+        rows = ", ".join(f"row {row}" for row in np.flatnonzero(test["Pid"] == first["Pid"]))
+        raise InputError(
+            f"{root}: test posts of different users share Pid {first['Pid']} ({rows}; the first of Uid {first['Uid']}). A "
+            "submission could not tell them apart: copy the test files from the release again"
+        )
 
 
-def _image_paths(lines: list[str], ids: pd.DataFrame, root: Path, part: str, source: Path) -> list[str]:
-    """Absolute image paths, "" for a post without one; the list's own ids must fit the posts.
+def _image_paths(
+    lines: list[str], ids: pd.DataFrame, root: Path, part: str, source: Path
+) -> tuple[list[str], list[str]]:
+    """Absolute image paths, "" for a post without one, and faults; the list's own ids must fit the posts.
 
-    The list says ``train/<Uid>/<Pid>.jpg`` where the archive unpacks to ``SMP_train_images/<Uid>/<Pid>.jpg``.
+    An image that is a link out of the release counts as missing: what lies elsewhere is no part of it. The image folder as
+    a whole may be a link, as large folders often are. The list says ``train/<Uid>/<Pid>.jpg`` where the archive unpacks to
+    ``SMP_train_images/<Uid>/<Pid>.jpg``.
     """
     unpacked = f"SMP_{part}_images"
     rename = not (root / part).is_dir() and (root / unpacked).is_dir()
     paths = []
     for row, (line, pid) in enumerate(zip(lines, ids["Pid"], strict=True)):
-        relative = line.strip().replace("\\", "/")
-        if relative.lower() in MISSING:
-            paths.append("")
-            continue
-        steps = relative.split("/")
-        if relative.startswith("/") or ".." in steps or ":" in steps[0]:
-            raise InputError(
-                f"{source}, line {row + 1}: {relative!r} leads out of the release; expected {part}/<Uid>/<Pid>.jpg"
-            )
-        if steps[-1].rsplit(".", 1)[0] != pid:
-            raise InputError(
-                f"{source}, line {row + 1}: image {relative!r} where the image of Pid {pid!r} is expected: the list is in "
-                "another order than the posts, or belongs to another release"
-            )
-        if rename and steps[0] == part:
+        steps = _image_steps(line, pid, part, f"{source}, line {row + 1}")
+        if rename and steps and steps[0] == part:
             steps[0] = unpacked
-        paths.append(os.path.join(root, *steps))
-    return paths
+        paths.append(os.path.join(root, *steps) if steps else "")
+    outside = leads_out(paths, [root, root / part, root / unpacked])
+    faults = ["image is a link out of the release (not read)" if out else "" for out in outside]
+    return ["" if out else path for path, out in zip(paths, outside, strict=True)], faults
 
 
-def _read_labels(lines: list[str], path: Path) -> np.ndarray:
-    labels = pd.to_numeric(pd.Series(lines, dtype=object).str.strip(), errors="coerce").to_numpy(dtype=float)
-    if (wrong := ~np.isfinite(labels)).any():
+def _image_steps(line: str, pid: str, part: str, where: str) -> list[str]:
+    """Folders and file name of an image inside the release, [] for a post without one."""
+    relative = line.strip().replace("\\", "/")
+    if relative.lower() in MISSING:
+        return []
+    steps = relative.split("/")
+    if relative.startswith("/") or ".." in steps or ":" in steps[0] or NO_FILE_NAME.search(relative):
+        raise InputError(
+            f"{where}: {relative[:200]!r} leads out of the release or is no file name; expected {part}/<Uid>/<Pid>.jpg, here "
+            f"for Pid {pid}. Copy the list from the release again"
+        )
+    if steps[-1].rsplit(".", 1)[0] != pid:
+        raise InputError(
+            f"{where}: image {relative[:200]!r} where the image of Pid {pid!r} is expected: the list is in another order than "
+            "the posts, or belongs to another release. Copy it from the release again"
+        )
+    return steps
+
+
+def _read_labels(lines: list[str], ids: pd.DataFrame, path: Path) -> np.ndarray:
+    labels = to_floats(lines)
+    if (wrong := ~(np.abs(labels) <= LARGEST)).any():
         row = int(wrong.argmax())
         raise InputError(
-            f"{path}, line {row + 1}: {lines[row].strip()!r} is not a number ({int(wrong.sum()):,} such lines); every line "
-            "must hold the popularity of one post, e.g. 6.23"
+            f"{path}, line {row + 1}: {lines[row].strip()[:60]!r} is not a number that a label can be ({int(wrong.sum()):,} "
+            f"such lines). Every line must hold the popularity of one post, e.g. 6.23 with a decimal point, here that of "
+            f"Uid {ids.Uid[row]}, Pid {ids.Pid[row]}: correct it, or copy the file from the release again"
         )
     return labels
-
-
-# --- types ------------------------------------------------------------------------------------------------------------
-
-
-def _type_columns(posts: pd.DataFrame) -> pd.DataFrame:
-    for name in DESCRIPTIONS:
-        vectors = _number_lists(posts[name])
-        if vectors is not None:
-            posts[f"{name}_vector"], posts[name] = vectors, ""
-    for name in (*TEXTS, *CATEGORIES, *DESCRIPTIONS):
-        posts[name] = _as_text(posts[name])
-    for name in (*CATEGORIES, *DESCRIPTIONS, "split"):
-        posts[name] = posts[name].astype("category")
-    for name in NUMBERS:
-        posts[name] = _as_number(posts[name])
-    for name in DATES:
-        posts[name] = _as_date(posts[name])
-    posts["timezone_offset"] = _as_minutes(posts["timezone_offset"])
-    posts["label"] = posts["label"].astype(float)
-    return posts
-
-
-def _as_text(values: pd.Series) -> pd.Series:
-    """Trimmed text, one space between words, "" where missing; a list of words is joined."""
-    return pd.Series([_plain_text(value) for value in values], index=values.index, dtype=object)
-
-
-def _plain_text(value: Any) -> str:
-    if isinstance(value, list):
-        value = " ".join(map(str, value))
-    if value is None or value != value:
-        return ""
-    text = " ".join(value.split()) if isinstance(value, str) else _id_text(value)
-    return "" if text.lower() in MISSING else text.encode("utf-8", "replace").decode()  # unpaired surrogates become "?"
-
-
-def _as_number(values: pd.Series) -> pd.Series:
-    return pd.to_numeric(values, errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
-
-
-def _as_date(values: pd.Series) -> pd.Series:
-    """UTC times to the second from epoch seconds or "YYYY-MM-DD HH:MM:SS"; NaT where there is no possible date."""
-    seconds = _as_number(values)
-    possible = seconds.between(EARLIEST.timestamp(), LATEST.timestamp())
-    epochs = seconds.where(possible, 0).astype(np.int64).to_numpy().astype("datetime64[s]")
-    dates = pd.Series(epochs, index=values.index).dt.tz_localize("UTC").where(possible)
-    rest = seconds.isna() & values.notna() & ~values.astype(str).str.lower().isin(MISSING)
-    if rest.any():
-        parsed = pd.to_datetime(values[rest].astype(str), format="%Y-%m-%d %H:%M:%S", errors="coerce", utc=True)
-        dates[rest] = parsed.where(parsed.between(EARLIEST, LATEST)).dt.as_unit("s")
-    return dates
-
-
-def _as_minutes(values: pd.Series) -> pd.Series:
-    """Offsets in minutes: "+01:00" -> 60; a bare number is kept as it is."""
-    minutes = _as_number(values)
-    clock = values.astype(str).str.extract(r"^\s*(?P<sign>[+-])(?P<h>\d{1,2}):?(?P<m>\d{2})\s*$")
-    from_clock = clock["h"].astype(float) * 60 + clock["m"].astype(float)
-    return minutes.where(clock["h"].isna(), from_clock * np.where(clock["sign"] == "-", -1, 1))
-
-
-def _number_lists(values: pd.Series) -> pd.Series | None:
-    """Float32 arrays (None where empty) if the column holds comma-separated number lists, else None."""
-    codes, distinct = pd.factorize(values.where(values.notna(), "").astype(str).str.strip())
-    filled = [text for text in distinct if text.lower() not in MISSING]
-    number_list = re.compile(r"(?:[-+.\deE]+\s*,\s*){7,}[-+.\deE]*")
-    if not filled or not all(number_list.fullmatch(text) for text in filled[:50]):
-        return None
-    arrays = _object_array([_parse_number_list(text) for text in distinct])
-    return pd.Series(arrays[codes], index=values.index)
-
-
-def _parse_number_list(text: str) -> np.ndarray | None:
-    try:
-        return np.array([item for item in text.split(",") if item.strip()], dtype=np.float32) if "," in text else None
-    except ValueError:
-        return None
 
 
 # --- scraped user statistics, optional --------------------------------------------------------------------------------
@@ -463,17 +456,21 @@ def _join_external(posts: pd.DataFrame, root: Path) -> pd.DataFrame:
     if path is None:
         return posts
     try:
-        table = pd.read_csv(path, dtype={"Pathalias": str}, keep_default_na=False)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
     except (ValueError, OSError) as error:
         raise InputError(
             f"cannot read {path}: {error}. Expected a CSV with Pathalias, {', '.join(EXTERNAL)}"
         ) from error
     if absent := [name for name in ("Pathalias", *EXTERNAL) if name not in table]:
         raise InputError(f"{path} has no column {', '.join(absent)}; it has {', '.join(table.columns)}")
-    values = table[list(EXTERNAL)].apply(pd.to_numeric, errors="coerce").astype(float)
+    values = table[list(EXTERNAL)].apply(as_number, low=0, high=LARGEST_COUNT)
+    odd = np.any([is_lost(table[name], values[name]) for name in EXTERNAL], axis=0)
     found = values.fillna(0).ne(0).any(axis=1) & ~table["Pathalias"].str.lower().isin(MISSING)
     values = values[found].set_index(table.loc[found, "Pathalias"])
     values = values[~values.index.duplicated()]
     if not posts["Pathalias"].isin(values.index).any():
         return posts  # the file belongs to another release
+    odd_posts = posts["Pathalias"].isin(table.loc[odd, "Pathalias"]) & (posts["Pathalias"] != "")
+    fault = f"scraped user statistics with a value that is no count {TAKEN}"
+    posts["faults"] = add_faults(posts["faults"], {fault: odd_posts}).astype("category")
     return posts.join(values, on="Pathalias")

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from kit import images
 from kit.errors import InputError
 from kit.images import (
     EMPTY,
+    MAX_BYTES,
     MISSING,
+    NO_FILE,
     NO_PATH,
+    TOO_LARGE,
     ImageDataset,
     bad_images,
     check_bad_share,
     decode_image,
+    file_state,
     group_by_content,
+    leads_out,
 )
 
 RED = (200, 30, 40)
@@ -106,17 +114,23 @@ def test_a_thin_strip_keeps_its_middle(tmp_path):
 
 def broken_files(folder):
     """Path and expected reason of every kind of unusable file."""
+    folder.mkdir(exist_ok=True)
     buffer = io.BytesIO()
     Image.effect_noise((200, 200), 80).convert("RGB").save(buffer, "jpeg")
     (folder / "cut.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
     (folder / "empty.jpg").touch()
     (folder / "page.jpg").write_text("<!DOCTYPE html>")
     (folder / "folder.jpg").mkdir()
+    os.mkfifo(folder / "pipe.jpg")
+    Image.new("RGB", (9, 9)).save(folder / "drawing.jpg", "eps")  # would be drawn by another program
+    with open(folder / "huge.png", "wb") as handle:
+        handle.truncate(MAX_BYTES + 1)
     bomb = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bomb, "png")
     (folder / "bomb.png").write_bytes(bomb.getvalue())
     reasons = {"empty.jpg": EMPTY, "none.jpg": MISSING, "page.jpg": "not an image", "cut.jpg": "truncated or broken",
-               "bomb.png": "too many pixels", "folder.jpg": "unreadable (Is a directory)"}  # fmt: skip
+               "bomb.png": "too many pixels", "folder.jpg": NO_FILE, "pipe.jpg": NO_FILE, "a\0b.jpg": MISSING,
+               "huge.png": TOO_LARGE, "drawing.jpg": "not an image"}  # fmt: skip
     return {"": NO_PATH, **{str(folder / name): reason for name, reason in reasons.items()}}
 
 
@@ -125,6 +139,47 @@ def test_unusable_files_become_grey_with_a_reason(tmp_path):
         image, reason = decode_image(path)
         assert reason == expected, path
         assert np.unique(np.asarray(image)).tolist() == [128]
+
+
+def test_first_bytes_tell_what_is_no_picture(tmp_path, monkeypatch):
+    states = {path: file_state(path) for path in broken_files(tmp_path)}
+    found = {Path(path).name: state for path, state in states.items()}
+    assert found.pop("cut.jpg") == found.pop("bomb.png") == ""  # these start as pictures do
+    expected = {Path(path).name: reason for path, reason in broken_files(tmp_path / "again").items()}
+    assert found == {name: expected[name] for name in found}
+    for kind in ("jpeg", "png", "gif", "webp", "bmp", "tiff"):
+        assert file_state(save(tmp_path / f"a.{kind}", Image.new("RGB", (5, 5)))) == "", kind
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert (
+        file_state(str(tmp_path / "a.png")) == decode_image(tmp_path / "a.png")[1] == "unreadable (Permission denied)"
+    )
+
+
+def test_links_are_followed_before_they_are_trusted(tmp_path, monkeypatch):
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for folder in (inside / "u", inside / "v", outside / "u", tmp_path / "in too"):
+        folder.mkdir(parents=True)
+        (folder / "a.jpg").touch()
+    links = {"u/out.jpg": outside / "u" / "a.jpg", "u/in.jpg": inside / "v" / "a.jpg", "w": outside / "u", "x": inside / "u",
+             "u/near.jpg": tmp_path / "in too" / "a.jpg", "u/gone.jpg": outside / "gone.jpg"}  # fmt: skip
+    for name, target in links.items():
+        (inside / name).symlink_to(target)
+    expected = {"u/a.jpg": False, "u/out.jpg": True, "u/in.jpg": False, "w/a.jpg": True, "x/a.jpg": False, "u/near.jpg": True,
+                "u/gone.jpg": True, "none/a.jpg": False, "x/out.jpg": True}  # fmt: skip
+    paths = ["", *(str(inside / name) for name in expected)]
+    assert leads_out(paths, [inside]).tolist() == [False, *expected.values()]
+    assert not leads_out(paths, [inside, outside, tmp_path / "in too"]).any()
+    (tmp_path / "link").symlink_to(inside)
+    assert leads_out([path.replace("/in/", "/link/") for path in paths], [tmp_path / "link"]).tolist() == [
+        False,
+        *expected.values(),
+    ]
+    monkeypatch.setattr(images.os, "scandir", lambda folder: (_ for _ in ()).throw(PermissionError()))
+    assert leads_out(paths, [inside]).tolist() == [False, *expected.values()]
 
 
 def test_dataset_batches_are_the_items_in_order(tmp_path):

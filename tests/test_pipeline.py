@@ -2,17 +2,20 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import nbformat
+import psutil
 import pytest
 
 from kit import pipeline, report
 from kit.errors import InputError
+from kit.execute import lock, lock_holder
 from kit.pipeline import main, parse_value, plan
-from kit.run import PROJECT_ROOT, read_json
+from kit.run import ABSENT, PROJECT_ROOT, is_alive, read_json
 
 PARAMETERS = 'data_dir: str = "x"  # data\nrun_dir: str = "y"  # run\nn: int = 1  # how many\n'
 
@@ -70,7 +73,7 @@ def test_run_skip_and_rerun(chain, capsys):
     assert chain("--set", "01.n=2") == 0
     said = _states(capsys.readouterr().out)
     assert said["01_first"] == "running: parameter n 1 -> 2"
-    assert said["02_second"] == "running: input number.json changed"
+    assert said["02_second"].startswith("running: input number.json changed: content ")
 
     assert chain("--set", "01.n=2", "--force", "01") == 0  # same result: the second step need not follow
     said = _states(capsys.readouterr().out)
@@ -149,7 +152,7 @@ def test_a_step_left_out_is_named_and_tried_again(chain, capsys):
     (chain.dir / "blocks" / "clip").mkdir(parents=True)
     assert chain() == 0
     assert "01_first   LEFT OUT: no weights in inputs/weights" in capsys.readouterr().out
-    assert not (chain.dir / "blocks" / "clip").exists()
+    assert [path.name for path in (chain.dir / "blocks" / "clip").iterdir()] == [ABSENT]
     assert chain() == 0
     said = _states(capsys.readouterr().out)
     assert said["01_first"] == "running: left out last time" and "up to date" in said["02_second"]
@@ -191,10 +194,19 @@ def test_output_that_cannot_be_written(chain, capsys, tmp_path):
 
 
 def test_one_pipeline_per_run(chain, capsys):
-    with pipeline._lock(chain.dir if chain.dir.mkdir() is None else chain.dir):
+    chain.dir.mkdir()
+    with lock(chain.dir, "run_all.sh --data x"):
         assert chain() == 2
-    assert f"process {os.getpid()} is already working" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"process {os.getpid()} on {socket.gethostname()}, since 20" in error
+    assert "(run_all.sh --data x), is already working in" in error and "--out" in error
     assert chain() == 0
+
+
+def test_a_lock_file_without_a_holder_holds_nobody(chain):
+    chain.dir.mkdir()
+    (chain.dir / ".lock").write_text("4711")
+    assert lock_holder(chain.dir) is None and chain() == 0
 
 
 @pytest.mark.parametrize(
@@ -232,20 +244,80 @@ def test_settings_win_over_the_profile(tmp_path):
     assert steps["06"].parameters["rounds"] == pipeline.PROFILES["demo"]["06"]["rounds"]
 
 
-def test_a_stopped_run_says_how_to_go_on(chain):
-    """SIGTERM in the middle of a cell: no done-mark, no kernel left behind, and the same command goes on."""
-    _notebook(chain.folder, "01_first", "import time\nrun.path('started').touch()\ntime.sleep(60)", "run.finish()")
-    code = (
-        "import sys, pathlib; from kit import pipeline; "
-        f"pipeline.NOTEBOOKS = pathlib.Path({str(chain.folder)!r}); sys.exit(pipeline.main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, "--data", str(chain.dir.parent / "data"), "--out", str(chain.dir)]
-    process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 60
-    while not (chain.dir / "started").exists() and time.time() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+@pytest.fixture
+def background(chain):
+    """start(wait_for) -> the chain in a process of its own, once the file it was to wait for is there."""
+    started = []
+
+    def start(wait_for):
+        code = (
+            "import sys, pathlib; from kit import pipeline; "
+            f"pipeline.NOTEBOOKS = pathlib.Path({str(chain.folder)!r}); sys.exit(pipeline.main(sys.argv[1:]))"
+        )
+        command = [sys.executable, "-c", code, "--data", str(chain.dir.parent / "data"), "--out", str(chain.dir)]
+        process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        deadline = time.time() + 60
+        while not (chain.dir / wait_for).exists() and time.time() < deadline:
+            time.sleep(0.05)
+        return process, psutil.Process(process.pid).children(recursive=True)
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+SLEEP = "import time\nrun.path('started').touch()\ntime.sleep(60)"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stopped_run_says_how_to_go_on(chain, background, number):
+    """A signal in the middle of a cell: no done-mark, no kernel left behind, no lock, and the same command goes on."""
+    _notebook(chain.folder, "01_first", SLEEP, "run.finish()")
+    process, kernels = background("started")
+    assert kernels and lock_holder(chain.dir).startswith(f"process {process.pid} on ")
+    process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "stopped; finished steps are kept. Go on with: python -m kit.pipeline --data" in error
+    assert not psutil.wait_procs(kernels, timeout=5)[1]
+    assert lock_holder(chain.dir) is None
     assert not (chain.dir / "done" / "01_first.json").exists()
+
+
+def test_a_kernel_ends_before_the_next_pipeline_begins(chain, background):
+    """The runner alone is killed; its kernel, which never looks up, must be gone once the lock is had again."""
+    writes = "import time\nwhile True:\n    run.path('started').write_text(str(time.time()))\n    time.sleep(0.01)"
+    _notebook(chain.folder, "01_first", writes, "run.finish()")
+    process, kernels = background("started")
+    process.kill()
+    process.wait()
+    assert lock_holder(chain.dir) is None
+    with lock(chain.dir, ""):
+        assert kernels and not any(is_alive(kernel.pid) for kernel in kernels)
+
+
+def test_a_report_older_than_a_mark_is_written_again(chain):
+    """As after a run that was cut off between its last step and the report."""
+    assert chain() == 0
+    report_path = chain.dir / "report.html"
+    report_path.write_text("old")
+    os.utime(report_path, (0, 0))
+    assert chain() == 0 and report_path.read_text() == "report"
+
+
+def test_damage_is_found_and_made_good(chain, capsys):
+    assert chain() == 0
+    for name in ("done/01_first.json", "number.json", "kept.npz"):
+        (chain.dir / name).write_text("{")
+    capsys.readouterr()
+    assert chain("--list") == 0 and chain("--accept", "01") == 2
+    assert "--accept 01: its record is damaged; run the step again" in capsys.readouterr().err
+    (chain.dir / "done" / "01_first.json").write_text("{")
+    assert chain() == 0
+    said = capsys.readouterr().out
+    assert "01_first   running: its done-mark done/01_first.json is damaged" in said
+    removed = next(line for line in said.splitlines() if line.startswith("damaged, set aside and made again: "))
+    assert all(name in removed for name in ("done/01_first.json", "number.json", "kept.npz"))
+    assert read_json(chain.dir / "number.json") == 1 and not (chain.dir / "kept.npz").exists()

@@ -1,5 +1,7 @@
 """Counts of what is missing or odd, against a release where it is known."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -33,6 +35,41 @@ def test_quality_counts(release):
     assert table.loc["user not in the train part", ["train", "test"]].tolist() == [0, 12]
     assert table.loc["image file empty", ["train", "test"]].tolist() == [1, 0]
     assert table.loc["image file missing", ["train", "test"]].tolist() == [38, 12]
+
+
+def test_what_the_reader_replaced_is_counted_by_kind(release):
+    release.parts["train"]["text"][3]["Title"] = "a\x00"
+    release.parts["train"]["user"][3]["photo_count"] = "many"
+    release.parts["test"]["user"][4]["photo_count"] = -1
+    release.parts["test"]["additional"][4]["Ispublic"] = 1e10
+    posts = read_release(release.write())
+    table = quality_table(posts).set_index("what")
+    lost = "photo_count is no number from 0 to 1,000,000,000 (taken as missing)"
+    assert table.loc[lost, ["train", "train (%)", "test"]].tolist() == [1, 2.5, 1]
+    assert table.loc["Title has control characters (taken out)", ["train", "test"]].tolist() == [1, 0]
+    kinds = [what for what in table.index if "(taken" in what]
+    assert len(kinds) == 3
+    assert posts["faults"][3] == f"Title has control characters (taken out); {lost}"
+    assert not {kind for kind in quality_table(posts.drop(columns="faults"))["what"] if "(taken" in kind}
+
+
+def test_image_states_are_told_apart(release):
+    release.images = True
+    root = release.write()
+    posts = read_release(root)
+    paths = [Path(path) for path in posts["image_path"]]
+    paths[0].write_bytes(b"<html>")
+    paths[1].unlink()
+    paths[2].unlink()
+    paths[2].mkdir()
+    posts.loc[45, "image_path"] = ""
+    table = quality_table(posts).set_index("what")
+    counts = table.loc[table.index.str.contains("image"), ["train", "test"]]
+    assert counts.apply(tuple, axis=1).to_dict() == {
+        "no image path in the list": (0, 1), "image file missing": (1, 0), "image file empty": (0, 0),
+        "image file is a folder or no plain file": (1, 0),
+        "image file is no picture (a web page, or another format)": (1, 0),
+    }  # fmt: skip
 
 
 def test_facts(release, tmp_path):

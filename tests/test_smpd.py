@@ -2,14 +2,21 @@
 
 import json
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from kit import smpd
+from kit import smpd, values
 from kit.errors import InputError
+from kit.quality import quality_table
+from kit.run import Run
 from kit.smpd import read_release
+from tests.conftest import Release
 
 
 def test_rows_keep_the_official_order_and_types(release):
@@ -92,6 +99,114 @@ def test_number_list_descriptions_become_vectors(release):
     np.testing.assert_array_equal(posts["user_description_vector"][2], np.float32(2 + np.arange(399) / 2))
     assert posts["location_description_vector"][0].shape == (400,)
     assert posts["location_description_vector"][1] is None
+
+
+def test_vectors_of_another_length_count_as_missing(release):
+    for i, row in enumerate(release.parts["train"]["user"] + release.parts["test"]["user"]):
+        row["user_description"] = ",".join(["0.5"] * (9 if i == 3 else 12))
+    posts = read_release(release.write())
+    given = posts["user_description_vector"].notna()
+    assert np.flatnonzero(~given).tolist() == [3] and np.flatnonzero(posts["faults"] != "").tolist() == [3]
+
+
+def test_rows_by_columns_follow_their_numbers(release):
+    """Some writers sort row names as words: 0, 1, 10, 11, ..., 2."""
+    flat = read_release(release.write())
+    for part, roles in release.parts.items():
+        order = sorted(range(len(roles["user"])), key=str)
+        assert order != sorted(order)
+        names = [name for name in roles["user"][0] if name not in ("Uid", "Pid")]
+        columns = {name: {str(i): roles["user"][i][name] for i in order} for name in names}
+        release.path(part, "user").write_text(json.dumps(columns))
+    pd.testing.assert_frame_equal(read_release(release.root), flat)
+
+
+def test_a_spelling_that_changes_inside_a_file_loses_nothing(release):
+    flat = read_release(release.write())
+    for row in release.parts["train"]["text"][::3]:
+        row["Tile"] = row.pop("Title")
+    pd.testing.assert_frame_equal(read_release(release.write()), flat)
+
+
+def test_long_texts_are_cut_between_words(release):
+    release.parts["train"]["text"][0]["Title"] = "ab " * values.LONGEST_TEXT
+    release.parts["train"]["text"][1]["Title"] = "x" * (values.LONGEST_TEXT + 1)
+    posts = read_release(release.write())
+    assert (
+        set(posts["Title"][0].split(" ")) == {"ab"}
+        and values.LONGEST_TEXT - 3 <= len(posts["Title"][0]) <= values.LONGEST_TEXT
+    )
+    assert posts["Title"][1] == "x" * values.LONGEST_TEXT
+
+
+def test_links_out_of_the_release_are_not_read(release):
+    release.images = True
+    root = release.write()
+    first = read_release(root)["image_path"][0]
+    outside = root.parent / "secret.jpg"
+    shutil.move(first, outside)
+    Path(first).symlink_to(outside)
+    posts = read_release(root)
+    assert posts["image_path"][0] == "" and posts["image_path"][1:].ne("").all()
+    assert posts["faults"].ne("").tolist() == [True] + [False] * 51
+    shutil.move(root / "train", root.parent / "disk")  # the folder as a whole may lie elsewhere
+    (root / "train").symlink_to(root.parent / "disk")
+    pd.testing.assert_frame_equal(read_release(root), posts)
+
+
+def test_metadata_folders_may_be_links_and_their_files_not(release):
+    flat = read_release(release.write())
+    for part in ("train", "test"):
+        elsewhere = release.root.parent / f"{part}_elsewhere"
+        elsewhere.mkdir()
+        for path in release.root.glob(f"{part}_*.*"):
+            path.rename(elsewhere / path.name)
+        (release.root / f"{part}_allmetadata_json").symlink_to(elsewhere)
+    pd.testing.assert_frame_equal(read_release(release.root), flat)
+    target = release.root.parent / "train_elsewhere" / "train_text.json"
+    target.rename(release.root.parent / "text.json")
+    target.symlink_to(release.root.parent / "text.json")
+    with pytest.raises(
+        InputError, match="train_text.json is a link to .*text.json, which lies outside the release: copy"
+    ):
+        read_release(release.root)
+
+
+ODD = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.lists(st.text(max_size=5), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2), st.integers(10**18, 10**40),
+    st.sampled_from(["\ud800", "a\x00b", "1e400", "-0", "12:30", "2015-02-30 00:00:00", "1," * 9, "nan", "\u2028", 10**400]),
+)  # fmt: skip
+FIELDS = {
+    "text": ("Title", "Alltags", "Mediatype", "Uid", "Pid"), "category": ("Category", "Subcategory", "Concept"),
+    "time": ("Postdate", "Latitude", "Longitude", "Geoaccuracy"), "additional": ("Pathalias", "Ispublic", "Mediastatus"),
+    "user": ("photo_firstdate", "photo_firstdatetaken", "photo_count", "ispro", "timezone_offset", "timezone_id",
+             "user_description", "location_description"),
+}  # fmt: skip
+FIELD = st.sampled_from([(role, name) for role, names in FIELDS.items() for name in names])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(FIELD, st.integers(0, 3), ODD), min_size=1, max_size=12))
+def test_odd_values_are_read_and_written_or_refused(changes):
+    with tempfile.TemporaryDirectory() as folder:
+        release = Release(Path(folder) / "release", 4, 2)
+        for (role, name), row, value in changes:
+            release.parts["train"][role][row][name] = value
+        try:
+            posts = read_release(release.write())
+        except InputError as error:
+            assert "train_text.json" in str(error) or "appears 2 times" in str(error)
+            return
+        assert quality_table(posts)["train"].max() <= 4
+        Run(Path(folder)).write_posts(posts)
+        pd.testing.assert_frame_equal(Run(Path(folder)).posts(), posts, check_categorical=False)
+        for name in ("Title", "Alltags"):  # what was cleaned is clean
+            for row, text in enumerate(posts[name][:4]):
+                release.parts["train"]["text"][row][name] = text
+        again = read_release(release.write())
+        assert again[["Title", "Alltags"]].equals(posts[["Title", "Alltags"]])
+        assert not again["faults"].astype(str).str.contains("Title|Alltags").any()
 
 
 def test_images_where_the_archive_unpacks_them(release):

@@ -1,11 +1,19 @@
 """A step is fresh only while code, parameters, packages, inputs and artefacts are those it was made with."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
 
 from kit import stamps
+from kit.encode import encode_texts
+from kit.folds import make_folds
+from kit.gbdt import fit_folds
 from kit.run import Block, Run, done_path, pending_path
 from kit.smpd import read_release
 
@@ -87,9 +95,23 @@ def test_the_reason_is_named(finished, tmp_path):
     assert _why(finished, packages={"numpy": "3"}) == "package numpy '2' -> '3'"
 
 
+def test_more_than_one_reason_is_counted(finished):
+    assert _why(finished, parameters={"n": 10}, packages={"numpy": "3"}) == "parameter n 5 -> 10 (and 1 more change)"
+    assert _why(finished, parameters={"n": 1}, packages={}, code={}).endswith("(and 3 more changes)")
+
+
+@pytest.mark.parametrize("content", ["", '{"code": {"04_fea', "[]", "{}", "\x00\x00", '{"code": 1}'])
+def test_a_damaged_mark_means_run_again(finished, content):
+    done_path(finished[0].dir, "04_features").write_text(content)
+    assert _why(finished) == "its done-mark done/04_features.json is damaged"
+    assert stamps.read_mark(finished[0].dir, "04_features") is None
+    Run.open(finished[0].dir, step="04_features").finish()
+    assert stamps.write_mark(finished[0].dir, "04_features", finished[1])["metrics"] == {}
+
+
 def test_outside_files_are_watched(finished, tmp_path):
     (tmp_path / "weights").write_text("v")
-    assert _why(finished).endswith("weights changed")
+    assert "weights changed: content " in _why(finished)
     (tmp_path / "weights").unlink()
     assert _why(finished).endswith("weights is gone")
     (tmp_path / "weights").write_text("w")
@@ -103,7 +125,8 @@ def test_inputs_and_artefacts_are_watched(finished):
     table = run.dir / "tables" / "t.csv"
     content = table.read_text()
     table.write_text(content + "9\n")
-    assert _why(finished) == "artefact tables/t.csv changed"
+    n_bytes = len(content.encode())
+    assert _why(finished).startswith(f"artefact tables/t.csv changed: {n_bytes} -> {n_bytes + 2} bytes, written 20")
     table.write_text(content)
     assert _why(finished) is None
     table.unlink()
@@ -111,7 +134,7 @@ def test_inputs_and_artefacts_are_watched(finished):
     table.write_text(content)
     posts = run.posts()
     Run.open(run.dir, step="01_eda").write_posts(posts[::-1].reset_index(drop=True))
-    assert _why(finished) == "input posts.parquet changed"
+    assert _why(finished).startswith("input posts.parquet changed: ") and _why(finished).count(" -> ") == 2
 
 
 def test_a_new_block_is_a_reason_where_it_was_asked_for(finished):
@@ -143,3 +166,98 @@ def test_no_mark_without_record_or_artefacts(finished):
     (run.dir / "tables" / "t.csv").unlink()
     with pytest.raises(RuntimeError, match="t.csv is gone after the step had closed"):
         stamps.write_mark(run.dir, "04_features", stamp)
+
+
+def test_damaged_files_are_found_and_whole_ones_kept(tmp_path):
+    values = np.arange(3000.0)
+    files = {tmp_path / "a" / name for name in ("fold_0.npz", "meta.json", "checkpoint.pt", "model.safetensors")}
+    (tmp_path / "a").mkdir()
+    np.savez(tmp_path / "a" / "fold_0.npz", values=values)
+    (tmp_path / "a" / "meta.json").write_text('{"columns": ["x"]}')
+    torch.save({"values": torch.arange(3000)}, tmp_path / "a" / "checkpoint.pt")
+    save_file({"values": values}, tmp_path / "a" / "model.safetensors")
+    assert stamps.set_aside_damaged(tmp_path) == []
+    for path in files:
+        content = path.read_bytes()
+        for broken in (content[: len(content) // 2], content[:5], b""):
+            path.write_bytes(broken)
+            assert stamps.set_aside_damaged(tmp_path) == [f"a/{path.name}"]
+            path.write_bytes(content)
+    flipped = bytearray((tmp_path / "a" / "fold_0.npz").read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    (tmp_path / "a" / "fold_0.npz").write_bytes(flipped)
+    assert stamps.set_aside_damaged(tmp_path) == ["a/fold_0.npz"]
+
+
+def test_temporary_files_of_the_dead_are_removed(tmp_path):
+    """Those of a living process stay: a notebook run by hand may be writing."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / "notebooks").mkdir()
+    for name in (f".a.{ended.pid}.tmp.npy", f".a.{os.getpid()}.tmp.npy", "a.npy", "notebooks/01_x.running.ipynb"):
+        (tmp_path / name).write_text("")
+    stamps.remove_temporary(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [f".a.{os.getpid()}.tmp.npy", "a.npy"]
+
+
+class _Letters:
+    """A text encoder that counts letters, and how many texts it was given."""
+
+    name, fingerprint, n_seen = "letters", "1", 0
+    module = torch.nn.Linear(1, 1)
+
+    def tokenize(self, texts):
+        self.n_seen += len(texts)
+        return torch.tensor([[len(text), text.count("a")] for text in texts])
+
+    def lengths(self, ids):
+        return torch.full((len(ids),), ids.shape[1])
+
+    def encode_batch(self, module, ids):
+        return ids.float()
+
+
+def test_a_damaged_shard_is_found_and_made_again(tmp_path):
+    texts, encoder = ["a" * n for n in range(1, 13)], _Letters()
+    first = encode_texts(texts, encoder, tmp_path / "shards", shard_size=4, devices=["cpu"])
+    shard = tmp_path / "shards" / "00001.npz"
+    others = [path.stat().st_mtime_ns for path in sorted(shard.parent.glob("*.npz")) if path != shard]
+    shard.write_bytes(shard.read_bytes()[:-9])
+    assert stamps.set_aside_damaged(tmp_path) == ["shards/00001.npz"]
+    encoder.n_seen = 0
+    np.testing.assert_array_equal(
+        encode_texts(texts, encoder, tmp_path / "shards", shard_size=4, devices=["cpu"]), first
+    )
+    assert encoder.n_seen == 4
+    assert [path.stat().st_mtime_ns for path in sorted(shard.parent.glob("*.npz")) if path != shard] == others
+
+
+def test_a_damaged_fold_is_found_and_made_again(tmp_path, release):
+    posts = read_release(release.write())
+    block = Block("b", np.random.default_rng(0).random((len(posts), 3), dtype=np.float32), ["x", "y", "z"])
+    cut = make_folds(posts, 2, "user")
+
+    def fit():
+        return fit_folds(
+            block, posts["label"].to_numpy(), cut, posts, rounds=5, taught=False, n_threads=1, out_dir=tmp_path / "gbdt"
+        )
+
+    first, paths = fit(), [tmp_path / "gbdt" / name for name in ("fold_0.npz", "fold_1.npz", "final.npz")]
+    before = [path.stat().st_mtime_ns for path in paths]
+    paths[0].write_bytes(paths[0].read_bytes()[:100])
+    assert stamps.set_aside_damaged(tmp_path) == ["gbdt/fold_0.npz"]
+    np.testing.assert_array_equal(fit().oof, first.oof)
+    assert [path.stat().st_mtime_ns == old for path, old in zip(paths, before, strict=True)] == [False, True, True]
+
+
+def test_a_damaged_block_is_a_reason(finished):
+    run = Run.open(finished[0].dir, step="05_x")
+    run.write_block(Block("clip", np.zeros((52, 1), np.float32), ["x"]))
+    run.finish()
+    stamp = {"code": {}, "parameters": {}, "packages": {}}
+    stamps.write_mark(run.dir, "05_x", stamp)
+    path = run.dir / "blocks" / "clip" / "meta.json"
+    path.write_bytes(path.read_bytes()[:20])
+    assert stamps.why_stale(run.dir, "05_x", stamp).startswith("artefact blocks/clip/meta.json changed: ")
+    assert stamps.set_aside_damaged(run.dir) == ["blocks/clip/meta.json"]
+    assert stamps.why_stale(run.dir, "05_x", stamp) == "artefact blocks/clip/meta.json is gone"

@@ -1,0 +1,226 @@
+"""Values of a release as columns of one type each: what cannot be used becomes "missing", and a fault says so.
+
+One value that is wrong does not stop a run of half a million posts, and is not repaired by a guess either: it is replaced,
+and column ``faults`` of its post names the column and what was done. ``kit.quality`` counts these.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+CATEGORIES = ("Category", "Subcategory", "Concept", "Mediatype", "Mediastatus", "timezone_id")
+TEXTS = ("Title", "Alltags", "Pathalias")
+NUMBERS = ("Latitude", "Longitude", "Geoaccuracy", "Ispublic", "photo_count", "ispro", "canbuypro")
+DATES = ("Postdate", "photo_firstdate", "photo_firstdatetaken")
+DESCRIPTIONS = ("user_description", "location_description")
+MISSING = {"", "none", "null", "nan"}
+EARLIEST, LATEST = pd.Timestamp("1826-01-01", tz="UTC"), pd.Timestamp("2100-01-01", tz="UTC")  # the first photograph
+NO_WEB = pd.Timestamp("1990-01-01", tz="UTC")  # an earlier post is odd, but other data than a web site's may have some
+POSSIBLE = {"Latitude": (-90, 90), "Longitude": (-180, 180), "photo_count": (0, 1e9)}
+LARGEST = 1e9  # of any other number, labels included; far beyond all that is counted, far below what float32 can hold
+LARGEST_COUNT = 1e15  # of views and the like
+FLAGS = ("Ispublic", "ispro", "canbuypro")  # may be true or false
+LONGEST_TEXT = 10_000  # characters; Flickr allows 255 in a title and 75 tags
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")  # no text, and no white space either
+TAKEN = "(taken as missing)"
+
+
+def type_columns(posts: pd.DataFrame) -> pd.DataFrame:
+    """The posts with typed columns and the faults of each post, from columns of anything; see `smpd.read_release`."""
+    faults = {}
+    for name in DESCRIPTIONS:
+        vectors = _number_lists(posts[name])
+        if vectors is not None:
+            posts[f"{name}_vector"], faults[f"{name} is no list of numbers as the others {TAKEN}"] = vectors
+            posts[name] = ""
+    for name in (*TEXTS, *CATEGORIES, *DESCRIPTIONS):
+        posts[name], found = _as_text(posts[name])
+        faults |= {f"{name} {fault}": rows for fault, rows in found.items()}
+    for name in (*CATEGORIES, *DESCRIPTIONS, "split"):
+        posts[name] = posts[name].astype("category")
+    for name in NUMBERS:
+        low, high = POSSIBLE.get(name, (-LARGEST, LARGEST))
+        given, posts[name] = posts[name], as_number(posts[name], low, high, name in FLAGS)
+        faults[f"{name} is no number from {low:,.0f} to {high:,.0f} {TAKEN}"] = is_lost(given, posts[name])
+    for name in DATES:
+        given, posts[name] = posts[name], _as_date(posts[name])
+        faults[f"{name} is no date from {EARLIEST.year} to {LATEST.year - 1} {TAKEN}"] = is_lost(given, posts[name])
+    faults[f"Postdate lies before {NO_WEB.year} (kept)"] = (posts["Postdate"] < NO_WEB).to_numpy()
+    given, posts["timezone_offset"] = posts["timezone_offset"], _as_minutes(posts["timezone_offset"])
+    faults[f'timezone_offset is nothing like "+01:00" {TAKEN}'] = is_lost(given, posts["timezone_offset"])
+    posts["label"] = posts["label"].astype(float)
+    posts["faults"] = add_faults(posts["faults"], faults).astype("category")
+    return posts
+
+
+def add_faults(known: pd.Series, faults: dict[str, np.ndarray]) -> pd.Series:
+    """The faults of every post in words, joined by "; "."""
+    texts = known.to_numpy(dtype=object, copy=True)
+    for fault, rows in faults.items():
+        for row in np.flatnonzero(rows):
+            texts[row] = f"{texts[row]}; {fault}" if texts[row] else fault
+    return pd.Series(texts, index=known.index)
+
+
+def is_lost(given: pd.Series, typed: pd.Series) -> np.ndarray:
+    """(n,) bool: whether a value was given and none is left."""
+    lost = typed.isna().to_numpy(copy=True)
+    rows = np.flatnonzero(lost)
+    lost[rows] = [not _is_missing(value) for value in given.to_numpy()[rows]]
+    return lost
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value or (isinstance(value, str) and value.strip().lower() in MISSING)
+
+
+def _as_text(values: pd.Series) -> tuple[pd.Series, dict[str, np.ndarray]]:
+    """Trimmed text, one space between words, "" where missing, a list of words joined; and fault -> (n,) bool."""
+    codes, distinct = _distinct(values)
+    texts = [_plain_text(value) for value in distinct]
+    faults = {
+        f"is no text {TAKEN}": [_is_no_text(value) for value in distinct],
+        "has control characters (taken out)": [bool(CONTROL.search(text)) for text in texts],
+        f"has more than {LONGEST_TEXT:,} characters (cut there)": [len(text) > LONGEST_TEXT for text in texts],
+        'has broken characters (now "?")': [not _is_unicode(text) for text in texts],
+    }
+    for row in np.flatnonzero(np.any(list(faults.values()), axis=0)):
+        texts[row] = _clean_text(texts[row])
+    column = pd.Series(object_array(texts)[codes], index=values.index)
+    return column, {fault: np.array(rows)[codes] for fault, rows in faults.items()}
+
+
+def _distinct(values: pd.Series) -> tuple[np.ndarray, list]:
+    """(n,) codes and the value of each code; unlike in pandas, values may be lists and tables."""
+    code_of: dict[Any, int] = {}
+    distinct, codes = [], np.empty(len(values), dtype=np.int64)
+    for row, value in enumerate(values):
+        codes[row] = code = code_of.setdefault(value if isinstance(value, str) else (repr(value),), len(distinct))
+        if code == len(distinct):
+            distinct.append(value)
+    return codes, distinct
+
+
+def _plain_text(value: Any) -> str:
+    if isinstance(value, list):
+        value = " ".join(_plain_text(item) for item in value)
+    if value is None or value != value or _is_no_text(value):
+        return ""
+    text = " ".join((value if isinstance(value, str) else id_text(value)).split())
+    return "" if text.lower() in MISSING else text
+
+
+def _is_no_text(value: Any) -> bool:
+    """Tables and yes/no are no text; nor is a list that holds anything but words."""
+    if isinstance(value, list):
+        return any(isinstance(item, list) or _is_no_text(item) for item in value)
+    return isinstance(value, (dict, bool))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:  # one half of a pair of surrogates
+        return False
+
+
+def _clean_text(text: str) -> str:
+    text = " ".join(CONTROL.sub(" ", text).split()).encode("utf-8", "replace").decode()
+    return text if len(text) <= LONGEST_TEXT else (text[:LONGEST_TEXT].rpartition(" ")[0] or text[:LONGEST_TEXT])
+
+
+def to_floats(values: Iterable) -> np.ndarray:
+    """(n,) float64 of texts and numbers, NaN for anything else.
+
+    ``pandas.to_numeric`` does the same faster, and takes the whole process down at "1e99999999999".
+    """
+    return np.array([_to_float(value) for value in values], dtype=np.float64)
+
+
+def _to_float(value: Any) -> float:
+    if isinstance(value, (int, float)) or (isinstance(value, str) and "_" not in value):  # Python reads 1_000 as 1000
+        try:
+            return float(value)
+        except (ValueError, OverflowError):
+            pass
+    return np.nan
+
+
+def as_number(values: pd.Series, low: float = -np.inf, high: float = np.inf, flag: bool = False) -> pd.Series:
+    """Float64; NaN for what is no number or lies outside low to high, and for true and false unless they are a flag."""
+    if not flag and bool in set(map(type, values)):  # Python takes true for 1
+        values = values.map(lambda value: None if isinstance(value, bool) else value).astype(object)
+    numbers = pd.Series(to_floats(values), index=values.index)
+    return numbers.where(np.isfinite(numbers) & (numbers >= low) & (numbers <= high))
+
+
+def _as_date(values: pd.Series) -> pd.Series:
+    """UTC times to the second from epoch seconds or "YYYY-MM-DD HH:MM:SS"; NaT unless between EARLIEST and LATEST."""
+    seconds = as_number(values)
+    possible = seconds.between(EARLIEST.timestamp(), LATEST.timestamp(), inclusive="left")
+    epochs = seconds.where(possible, 0).astype(np.int64).to_numpy().astype("datetime64[s]")
+    dates = pd.Series(epochs, index=values.index).dt.tz_localize("UTC").where(possible)
+    rest = seconds.isna() & values.map(lambda value: isinstance(value, str) and value.strip().lower() not in MISSING)
+    if rest.any():
+        parsed = pd.to_datetime(values[rest].str.strip(), format="%Y-%m-%d %H:%M:%S", errors="coerce", utc=True)
+        dates[rest] = parsed.where(parsed.between(EARLIEST, LATEST, inclusive="left")).dt.as_unit("s")
+    return dates
+
+
+def _as_minutes(values: pd.Series) -> pd.Series:
+    """Offsets in minutes: "+01:00" -> 60; a bare number is kept as it is."""
+    minutes = as_number(values, -LARGEST, LARGEST)
+    clock = values.astype(str).str.extract(r"^\s*(?P<sign>[+-])(?P<h>\d{1,2}):?(?P<m>\d{2})\s*$")
+    from_clock = clock["h"].astype(float) * 60 + clock["m"].astype(float)
+    return minutes.where(clock["h"].isna(), from_clock * np.where(clock["sign"] == "-", -1, 1))
+
+
+def _number_lists(values: pd.Series) -> tuple[pd.Series, np.ndarray] | None:
+    """Float32 arrays of one length, None where there is no such list, and (n,) bool where another text stands instead.
+
+    None if the column holds texts and no comma-separated number lists.
+    """
+    codes, distinct = pd.factorize(values.where(values.notna(), "").astype(str).str.strip())
+    filled = [text for text in distinct if text.lower() not in MISSING]
+    number_list = re.compile(r"(?:[-+.\deE]+\s*,\s*){7,}[-+.\deE]*")
+    if not filled or not all(number_list.fullmatch(text) for text in filled[:50]):
+        return None
+    arrays = [_parse_number_list(text) for text in distinct]
+    lengths = np.array([0 if array is None else len(array) for array in arrays])
+    usual = np.bincount(lengths[codes][lengths[codes] > 0], minlength=1).argmax()
+    arrays = [array if array is not None and len(array) == usual else None for array in arrays]
+    lost = np.array(
+        [array is None and text.lower() not in MISSING for array, text in zip(arrays, distinct, strict=True)]
+    )
+    return pd.Series(object_array(arrays)[codes], index=values.index), lost[codes]
+
+
+def _parse_number_list(text: str) -> np.ndarray | None:
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array([item for item in text.split(",") if item.strip()], dtype=np.float32)
+    except ValueError:
+        return None
+    return array if "," in text and np.isfinite(array).all() else None
+
+
+def object_array(values: list) -> np.ndarray:
+    """The values as they are; only whole numbers beyond 64 bits become text, because pandas stumbles over them."""
+    if int in set(map(type, values)):
+        values = [str(value) if isinstance(value, int) and abs(value) >= 2**63 else value for value in values]
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def id_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value.strip()
+    if value is None or value != value:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
