@@ -23,7 +23,7 @@ from kit.clip import Clip, load_clip, save_clip
 from kit.clip_ft_text import TextBank
 from kit.clip_ft_train import Settings, Trained, TrainingData, tower_dtype, train
 from kit.prototypes import Prototypes, load_prototypes
-from kit.run import PROJECT_ROOT, atomic_path, read_json, write_json
+from kit.run import PROJECT_ROOT, atomic_path, end_with_runner, read_json, write_json
 
 
 def fit(
@@ -78,6 +78,7 @@ def run_torchrun(job: Path, n_processes: int) -> None:
 
 def worker(job: Path) -> None:
     """One process of the group: read the job, train together with the others."""
+    end_with_runner(job.parent.parent)
     local_rank, world = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
     on_gpu = torch.cuda.device_count() >= world
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
