@@ -14,9 +14,8 @@ from matplotlib.lines import Line2D
 
 from kit.plots import COLOURS, INK, LABEL, SOFT, grid, styled
 
-SIDE_COLOURS = {"lowest": "#31688e", "highest": "#e07b39", "random": "#6b7280"}
+SIDES = ("lowest", "highest", "random")
 MODEL_MARKS = {"lightgbm": "o", "catboost": "s", "fusion": "D"}
-VARIANT_SHADES = {"copies": "#b5446e", "weight": "#8a6fb0", "LDS": "#e0a03a", "plain": COLOURS["predicted"]}
 METRICS = {"src": "SRC (higher is better)", "mae": "MAE (lower is better)"}
 MIN_CLASS_POSTS = 30  # fewer, and a class's SRC is mostly noise
 CLASS_COLOURS = (
@@ -47,7 +46,7 @@ def table_one(table: pd.DataFrame, title: str = "Table 1, out of fold") -> Figur
     for ax, (metric, label) in zip(axes[0], METRICS.items(), strict=True):
         for place, model in enumerate(models):
             y = np.arange(len(shown)) + 0.22 * (place - (len(models) - 1) / 2)
-            colour = COLOURS["blend"] if model == "fusion" else COLOURS[model]
+            colour = COLOURS.get(model, INK)
             ax.errorbar(shown[f"{model}_{metric}"], y, xerr=shown[f"{model}_{metric}_sd"], fmt=MODEL_MARKS[model],
                         color=colour, markersize=5, elinewidth=1.2, label=model)  # fmt: skip
         ax.set(xlabel=label, yticks=range(len(shown)), yticklabels=shown["features"])
@@ -70,12 +69,11 @@ def gains(table: pd.DataFrame) -> Figure:
         f"{what.removeprefix('added: ')}  to  {against}"
         for what, against in zip(shown["what"], shown["against"], strict=True)
     ]
-    colours = {"better": COLOURS["predicted"], "worse": COLOURS["test"]}
     figure, axes = grid(1, 2, width=10.5, height=0.36 * max(len(shown), 1) + 1.3, share_y=True)
     labels = ("change of SRC (right is better)", "change of MAE (left is better)")
     for ax, metric, label in zip(axes[0], METRICS, labels, strict=True):
         for y, row in shown.iterrows():
-            colour = colours.get(row["reading"], SOFT)
+            colour = COLOURS.get(row["reading"], SOFT)
             ax.plot([row[f"{metric}_low"], row[f"{metric}_high"]], [y, y], color=colour, linewidth=2)
             ax.plot(row[metric], y, "o", color=colour, markersize=6)
         ax.axvline(0, color=INK, linewidth=0.8)
@@ -140,16 +138,16 @@ def selection(table: pd.DataFrame, marked: float = 0.77) -> Figure:
             part = pd.concat([full.to_frame().T, part]).sort_values("ratio", ascending=False)
             x, style = 100 * part["ratio"].astype(float), "--" if scope.startswith("within") else "-"
             scale = full["seconds"] if value == "seconds" else 1.0
-            ax.plot(x, part[value].astype(float) / scale, "o", linestyle=style, color=SIDE_COLOURS[side], markersize=4)
+            ax.plot(x, part[value].astype(float) / scale, "o", linestyle=style, color=COLOURS[side], markersize=4)
             if value != "seconds" and full["seeds"] > 1:
                 ax.fill_between(x, part[f"{value}_low"].astype(float), part[f"{value}_high"].astype(float),
-                                color=SIDE_COLOURS[side], alpha=0.12, linewidth=0)  # fmt: skip
+                                color=COLOURS[side], alpha=0.12, linewidth=0)  # fmt: skip
         ax.axvline(100 * marked, color=INK, linewidth=0.8, linestyle=":")
         ax.invert_xaxis()
         ax.set(xlabel="training posts kept (%)", ylabel=label)
     axes[0, 0].set_title(f"Training on fewer posts ({full['seeds']:.0f} seeds)")
-    lines = [Line2D([], [], color=colour, label=f"{side} loss" if side != "random" else "random")
-             for side, colour in SIDE_COLOURS.items()]  # fmt: skip
+    names = dict(zip(SIDES, ("lowest loss", "highest loss", "random"), strict=True))
+    lines = [Line2D([], [], color=COLOURS[side], label=name) for side, name in names.items()]
     lines += [
         Line2D([], [], color=INK, linestyle=s, label=n)
         for n, s in (("ranked over all", "-"), ("within subcategory", "--"))
@@ -199,4 +197,4 @@ def alignment(classes: pd.DataFrame, note: str = "") -> Figure:
 
 def _variant_style(name: str) -> tuple[str, str]:
     kind = name.split(" ")[0]
-    return VARIANT_SHADES.get(kind, INK), {"x2": ":", "x3": "--"}.get(name.split(" ")[-1], "-")
+    return COLOURS.get(kind, INK), {"x2": ":", "x3": "--"}.get(name.split(" ")[-1], "-")

@@ -46,7 +46,7 @@ def test_gains_show_what_is_added_with_its_range():
     left, right = drawn(plots_paper.gains(table))
     assert [label.get_text() for label in left.get_yticklabels()] == ["b  to  a", "c  to  a"]
     assert left.lines[0].get_xdata().tolist() == [-0.1, 0.1] and left.lines[1].get_xdata()[0] == 0.02
-    assert left.lines[0].get_color() == COLOURS["predicted"] != left.lines[2].get_color()
+    assert left.lines[0].get_color() == COLOURS["better"] != left.lines[2].get_color()
     assert drawn(plots_paper.gains(table[:1]))  # nothing was added to anything
 
 
@@ -89,7 +89,7 @@ def test_figure_4b_starts_every_line_at_full_training(seeds):
     assert len(lines) == 4 and all(line.get_xdata()[0] == 100 and line.get_ydata()[0] == 0.7 for line in lines)
     assert src.get_xlim()[0] > src.get_xlim()[1] and len(src.collections) == (4 if seeds > 1 else 0)
     assert [line.get_ydata()[0] for line in seconds.lines if len(line.get_xdata()) == 3] == [1.0] * 4
-    assert {line.get_color() for line in lines} == set(plots_paper.SIDE_COLOURS.values())
+    assert {line.get_color() for line in lines} == {COLOURS[side] for side in plots_paper.SIDES}
 
 
 def test_figure_4a_names_categories_and_leaves_out_small_classes():
