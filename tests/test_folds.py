@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kit.errors import InputError
 from kit.folds import SCHEMES, TEST, TRAIN_ONLY, fold_rows, inner_holdout, make_folds
@@ -121,3 +123,32 @@ def test_inner_holdout_needs_two_authors_and_a_share():
     two = POSTS.assign(Uid=np.where(np.arange(len(POSTS)) < 2, "a", "b"))
     fit_idx, stop_idx = inner_holdout(two, np.arange(100), 0.99)
     assert len(fit_idx) and len(stop_idx)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.one_of(st.none(), st.integers(0, 40))), min_size=1, max_size=60),
+    st.integers(0, 5), st.sampled_from(["user", "time", "plain"]), st.integers(0, 3),
+)  # fmt: skip
+def test_any_posts_are_cut_rightly_or_refused(posts, n_test, scheme, seed):
+    """Authors that repeat, dates that tie or are missing, more folds than posts: whole folds or a clear refusal."""
+    frame = pd.DataFrame({
+        "Uid": [f"u{author}" for author, _ in posts], "split": "train",
+        "Postdate": pd.to_datetime([None if day is None else day * 86_400 for _, day in posts], unit="s", utc=True),
+    })  # fmt: skip
+    frame = pd.concat([frame, frame[:n_test].assign(split="test")], ignore_index=True)
+    try:
+        folds = make_folds(frame, 3, scheme, seed)
+    except InputError:
+        return
+    train = (frame["split"] == "train").to_numpy()
+    assert (folds[~train] == TEST).all() and (folds[train] != TEST).all() and set(range(3)) <= set(folds.tolist())
+    for k in range(3):
+        train_idx, valid_idx = fold_rows(folds, k)
+        assert not set(train_idx) & set(valid_idx) and train[train_idx].all() and train[valid_idx].all()
+        if scheme == "user":
+            assert not set(frame["Uid"][train_idx]) & set(frame["Uid"][valid_idx])
+        if scheme == "time":
+            taught, scored = frame["Postdate"][train_idx].dropna(), frame["Postdate"][valid_idx]
+            assert scored.notna().all() and (not len(taught) or taught.max() < scored.min())
+    assert np.array_equal(folds, make_folds(frame, 3, scheme, seed))

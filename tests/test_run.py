@@ -3,6 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from kit import run as run_module
 from kit.errors import InputError, StepLeftOut
@@ -164,3 +167,13 @@ def test_asking_for_a_file_is_noted(run):
     run.finish()
     reads = read_json(pending_path(run.dir, "01_eda"))["reads"]
     assert reads["clip_ft/losses.parquet"] is None and reads["posts.parquet"] is not None
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(arrays(st.sampled_from([np.float16, np.float32]), st.tuples(st.just(52), st.integers(0, 4)),
+              elements=st.floats(width=16)))  # fmt: skip
+def test_any_block_comes_back_bit_by_bit(run, values):
+    """Infinities, NaN, negative zeros, no columns at all."""
+    run.write_block(Block("any", values, [f"c{i}" for i in range(values.shape[1])]))
+    back = run.read_block("any").values
+    assert back.dtype == values.dtype and back.shape == values.shape and back.tobytes() == values.tobytes()
