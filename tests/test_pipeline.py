@@ -251,7 +251,8 @@ def background(chain):
 
     def start(wait_for):
         code = (
-            "import sys, pathlib; from kit import pipeline; "
+            "import sys, pathlib, signal; from kit import pipeline; "
+            "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a test run in the background has it ignored
             f"pipeline.NOTEBOOKS = pathlib.Path({str(chain.folder)!r}); sys.exit(pipeline.main(sys.argv[1:]))"
         )
         command = [sys.executable, "-c", code, "--data", str(chain.dir.parent / "data"), "--out", str(chain.dir)]
