@@ -26,6 +26,7 @@ from kit.errors import InputError, StepLeftOut
 from kit.run import HEADLESS, PROJECT_ROOT, SECONDS_BETWEEN_LINES, shown, write_trouble
 
 KILLED = 138  # exit status of a kernel that was killed from outside, nearly always for memory
+QUIET = ["--log-level=50"]  # a kernel that is told to end may log an interrupt; errors of cells come by another way
 MAX_SOCKET_PATH = 90  # characters; systems allow some 100
 KERNEL_ENDS_S = 15  # how long to wait for the kernel of a pipeline that was killed
 ENVIRONMENT = {  # for the kernels
@@ -112,7 +113,8 @@ def execute(notebook: Path, run_dir: Path, parameters: dict[str, Any], width: in
         try:
             papermill.execute_notebook(
                 str(notebook), str(running), parameters=parameters, kernel_name="python3", cwd=str(PROJECT_ROOT),
-                progress_bar=False, stdout_file=log, stderr_file=log, start_timeout=180, **transport,
+                progress_bar=False, stdout_file=log, stderr_file=log, start_timeout=180,
+                extra_arguments=QUIET, **transport,
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
             if error.ename == StepLeftOut.__name__:

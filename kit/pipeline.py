@@ -29,33 +29,22 @@ from kit.run import PROJECT_ROOT, check_writable, done_path, pending_path, resol
 NOTEBOOKS = PROJECT_ROOT / "notebooks"
 DEMO = PROJECT_ROOT / "inputs" / "demo"
 DEMO_POSTS = 5500
+QUICK = {"n_folds": 3, "rounds": 300, "patience": 30, "learning_rate": 0.1}  # boosting of the demo
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> parameter -> value; nothing else
     "full": {},
     "demo": {
         "02": {"clip_model": "smp-tiny", "shots": 24},
-        "05": {
-            "n_folds": 3,
-            "rounds": 400,
-            "patience": 50,
-            "learning_rate": 0.08,
-            "tail_seeds": [0],
-            "ratios": [1.0, 0.77, 0.5],
-            "selection_seeds": [0, 1],
-        },
-        "06": {
-            "n_folds": 3,
-            "rounds": 400,
-            "patience": 50,
-            "learning_rate": 0.08,
+        "05": QUICK | {"factors": [2, 5], "tail_seeds": [0], "ratios": [1.0, 0.77, 0.5], "selection_seeds": [0, 1]},
+        "06": QUICK
+        | {
             "sets": [
                 "statistic",
                 "statistic+behaviour",
                 "statistic+clip",
                 "statistic+clip_ft",
-                "statistic+behaviour+clip",
                 "statistic+behaviour+clip_ft",
                 "statistic+behaviour+clip+clip_ft+taught",
-            ],
+            ]
         },
     },
 }
