@@ -17,6 +17,7 @@ from kit.bootstrap import paired_difference
 from kit.errors import InputError
 from kit.features import join_blocks
 from kit.gbdt import FoldResult
+from kit.metrics import over_folds
 from kit.run import Block, Run
 from kit.tables import FUSION, PAPER
 
@@ -123,9 +124,7 @@ def table_one(
         scores = {model: results[one.name, model].scores for model in models} | {FUSION: blend.scores}
         row = {"features": one.name, "note": "", "n": int(blend.scores["n"].sum()), "folds": len(blend.scores)}
         for model, table in scores.items():
-            for metric in ("src", "mae"):
-                row[f"{model}_{metric}"] = table[metric].mean()
-                row[f"{model}_{metric}_sd"] = table[metric].std(ddof=0)
+            row |= {f"{model}_{name}": value for name, value in over_folds(table).items()}
         rows.append(row)
     return pd.DataFrame(rows), fused
 

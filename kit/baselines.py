@@ -12,7 +12,7 @@ import difflib
 import gc
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,9 +122,10 @@ def baseline_block(
     gc.collect()  # networks hold references in circles
     encoder = networks.load_text_encoder(baseline.text, models[baseline.text], found[baseline.text], pooling)
     text_emb = encode_texts(texts, encoder, shard_dir / f"{baseline.text}_texts", **options)
-    block = clip_block(images.values, text_emb, images.ok, train_rows, components, cosine=baseline.joint)
-    columns = [f"{name}_{column.removeprefix('clip_')}" for column in block.columns]
-    return replace(block, name=name, columns=columns, source=credit(name, models))
+    return clip_block(
+        images.values, text_emb, images.ok, train_rows, components, cosine=baseline.joint, name=name,
+        source=credit(name, models),
+    )  # fmt: skip
 
 
 def chosen_models(name: str, models: Mapping[str, str] | None = None) -> dict[str, str]:

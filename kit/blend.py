@@ -17,7 +17,7 @@ from scipy.optimize import minimize_scalar
 from kit import fusion
 from kit.errors import InputError
 from kit.folds import TRAIN_ONLY
-from kit.metrics import mae, src
+from kit.metrics import mae, over_folds, src
 
 METHODS = tuple(fusion.METHODS)
 CALIBRATIONS = ("auto", "affine", "none")
@@ -129,10 +129,9 @@ def method_table(
     tables = {name: blend.scores for name, blend in blends.items()} | {f"best single model: {best}": single[best]}
     used = {name: sum(weight > 0 for weight in blend.weights.values()) for name, blend in blends.items()}
     rows = [
-        {"fusion": name, "src": t["src"].mean(), "src_sd": t["src"].std(ddof=0), "mae": t["mae"].mean(),
-         "mae_sd": t["mae"].std(ddof=0), "n": int(t["n"].sum()), "models": used.get(name, 1)}
-        for name, t in tables.items()
-    ]  # fmt: skip
+        {"fusion": name, **over_folds(table), "n": int(table["n"].sum()), "models": used.get(name, 1)}
+        for name, table in tables.items()
+    ]
     return pd.DataFrame(rows)
 
 

@@ -70,9 +70,9 @@ def class_order(posts: pd.DataFrame, classes: list[str]) -> list[int]:
 
 def clip_block(
     image_emb: np.ndarray, text_emb: np.ndarray, image_ok: np.ndarray, train_rows: np.ndarray, components: int,
-    cosine: bool = True,
+    cosine: bool = True, name: str = "clip", source: str = "frozen CLIP",
 ) -> Block:  # fmt: skip
-    """Block ``clip``: principal components of both embeddings, and their cosine.
+    """Block ``clip``, or that of another encoder: principal components of both embeddings, and their cosine.
 
     Args:
         image_emb, text_emb: (n_posts, d) float16, rows of norm 1.
@@ -81,18 +81,20 @@ def clip_block(
         components: columns per modality; 0 keeps all d.
         cosine: leave it out for a model that was trained on the train posts themselves: it has pulled their images and
             texts together, so their cosines are larger than those of test posts (KS distance 0.3 to 0.4 on the demo).
+        name: of the block; its columns begin with it.
+        source: whose embeddings these are.
     """
     parts = {}
-    for name, values in (("image", image_emb), ("text", text_emb)):
-        fit_rows = train_rows[image_ok[train_rows]] if name == "image" else train_rows
+    for kind, values in (("image", image_emb), ("text", text_emb)):
+        fit_rows = train_rows[image_ok[train_rows]] if kind == "image" else train_rows
         reduced = reduce_pca(values, fit_rows, components) if components else np.asarray(values, dtype=np.float32)
-        parts[name] = np.where(image_ok[:, None], reduced, np.nan) if name == "image" else reduced
-    columns = [f"clip_{name}_{i:02d}" for name, values in parts.items() for i in range(values.shape[1])]
+        parts[kind] = np.where(image_ok[:, None], reduced, np.nan) if kind == "image" else reduced
+    columns = [f"{name}_{kind}_{i:02d}" for kind, values in parts.items() for i in range(values.shape[1])]
     if cosine:
         parts["cosine"] = image_text_cosine(image_emb, text_emb, image_ok)
-        columns.append("clip_cosine")
+        columns.append(f"{name}_cosine")
     values = np.column_stack(list(parts.values())).astype(np.float32)
-    return Block("clip", values, columns, [], "frozen CLIP: both embeddings" + (" and their cosine" if cosine else ""))
+    return Block(name, values, columns, [], f"{source}: both embeddings" + (" and their cosine" if cosine else ""))
 
 
 def image_text_cosine(image_emb: np.ndarray, text_emb: np.ndarray, image_ok: np.ndarray) -> np.ndarray:

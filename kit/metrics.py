@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 from scipy.stats import rankdata
 
 from kit.errors import InputError
@@ -42,6 +43,26 @@ def mae(target: np.ndarray, prediction: np.ndarray) -> float:
     """
     target, prediction = _checked(target, prediction)
     return float(np.abs(target - prediction).mean())
+
+
+def over_folds(scores: pd.DataFrame) -> dict[str, float]:
+    """src, src_sd, mae, mae_sd: means and standard deviations over the folds of a table with columns src and mae."""
+    out = {}
+    for metric in ("src", "mae"):
+        out |= {metric: scores[metric].mean(), f"{metric}_sd": scores[metric].std(ddof=0)}
+    return out
+
+
+def error_buckets(target: np.ndarray, prediction: np.ndarray, n_buckets: int) -> pd.DataFrame:
+    """low, high, n, mae, bias: errors for n_buckets equal steps of the label; NaN where a step holds no post."""
+    edges = np.linspace(target.min(), target.max(), n_buckets + 1)
+    bucket = np.clip(np.searchsorted(edges, target, "right") - 1, 0, n_buckets - 1)
+    error = pd.DataFrame({"bucket": bucket, "mae": np.abs(prediction - target), "bias": prediction - target})
+    table = error.groupby("bucket").agg(n=("mae", "size"), mae=("mae", "mean"), bias=("bias", "mean"))
+    table = table.reindex(range(n_buckets)).fillna({"n": 0}).astype({"n": int}).reset_index(drop=True)
+    table.insert(0, "high", edges[1:])
+    table.insert(0, "low", edges[:-1])
+    return table
 
 
 def _centred_ranks(values: np.ndarray) -> np.ndarray:

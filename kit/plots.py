@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from kit.metrics import error_buckets
+
 COLOURS = {
     "train": "#31688e", "test": "#e07b39", "actual": "#6b7280", "predicted": "#2a9d8f",
     "Title": "#31688e", "Alltags": "#2a9d8f", "lightgbm": "#4c78a8", "catboost": "#e0a03a", "ridge": "#8a6fb0",
@@ -196,14 +198,11 @@ def actual_against_predicted(target: np.ndarray, prediction: np.ndarray, name: s
 def error_by_label(target: np.ndarray, prediction: np.ndarray, n_bins: int = 12) -> Figure:
     """Mean absolute error and bias over the range of labels: where a model is blind."""
     figure, axes = grid(1, 1, width=7.2, height=2.9)
-    edges = np.linspace(target.min(), target.max(), n_bins + 1)
-    bin_ = np.clip(np.digitize(target, edges) - 1, 0, n_bins - 1)
-    table = pd.DataFrame({"bin": bin_, "error": np.abs(prediction - target), "bias": prediction - target})
-    grouped = table.groupby("bin").mean().reindex(range(n_bins))
-    middle = (edges[:-1] + edges[1:]) / 2
+    table = error_buckets(target, prediction, n_bins)
+    middle, width = (table["low"] + table["high"]) / 2, table["high"] - table["low"]
     ax = axes[0, 0]
-    ax.bar(middle, grouped["error"], width=0.85 * np.diff(edges), color=COLOURS["actual"], alpha=0.6, label="MAE")
-    ax.plot(middle, grouped["bias"], "o-", color=COLOURS["blend"], label="mean of predicted - actual")
+    ax.bar(middle, table["mae"], width=0.85 * width, color=COLOURS["actual"], alpha=0.6, label="MAE")
+    ax.plot(middle, table["bias"], "o-", color=COLOURS["blend"], label="mean of predicted - actual")
     ax.axhline(0, color=INK, linewidth=0.8)
     ax.set(xlabel=LABEL, ylabel="error (label units)", title=f"Error by popularity (n = {len(target):,})")
     ax.legend()

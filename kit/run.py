@@ -178,15 +178,12 @@ class Run:
 
     def has_block(self, name: str) -> bool:
         """Whether this run holds the block; a step that asks is run again when the answer changes."""
-        meta = f"blocks/{name}/meta.json"
-        self._reads[meta] = fingerprint(self.dir / meta)
-        return self._reads[meta] is not None
+        return self.has_file(f"blocks/{name}/meta.json")
 
     def why_no_block(self, name: str) -> str:
         """What the step that would have made the block said it lacked; a general answer where none said anything."""
         absent = f"blocks/{name}/{ABSENT}"
-        self._reads[absent] = fingerprint(self.dir / absent)
-        if self._reads[absent] is None:
+        if not self.has_file(absent):
             return f"no step of this run makes a block {name!r}; it has {', '.join(self.block_names()) or 'none'}"
         return read_json(self.dir / absent)["reason"]
 

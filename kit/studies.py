@@ -18,7 +18,7 @@ from kit.bootstrap import paired_difference
 from kit.errors import InputError
 from kit.folds import fold_rows
 from kit.gbdt import FoldResult
-from kit.metrics import mae, src
+from kit.metrics import error_buckets, mae, src
 from kit.run import progress
 
 Fit = Callable[..., FoldResult]
@@ -82,7 +82,8 @@ def tail_study(
         oof[name] = results[0].oof
         rows.append({"variant": name, **_tail_scores(results, target, scored, limit)})
         rows[-1] |= _against(target, oof[PLAIN], oof[name], authors, scored)
-        buckets.append(error_buckets(target[scored], oof[name][scored]).assign(variant=name))
+        found = error_buckets(target[scored], oof[name][scored], N_BUCKETS)
+        buckets.append(found[found["n"] > 0].assign(variant=name))
     table = pd.DataFrame(rows).assign(threshold=limit, seeds=len(seeds))
     return TailStudy(limit, table, pd.concat(buckets, ignore_index=True), oof)
 
@@ -146,17 +147,6 @@ def per_fold(folds: np.ndarray, maker: Callable[[np.ndarray], np.ndarray]) -> np
         rows, _ = fold_rows(folds, k)
         out[k, rows] = maker(rows)
     return out
-
-
-def error_buckets(target: np.ndarray, prediction: np.ndarray, n_buckets: int = N_BUCKETS) -> pd.DataFrame:
-    """low, high, n, mae, bias: errors for equal steps of the label, empty ones left out."""
-    edges = np.linspace(target.min(), target.max(), n_buckets + 1)
-    bucket = np.clip(np.searchsorted(edges, target, "right") - 1, 0, n_buckets - 1)
-    error = pd.DataFrame({"bucket": bucket, "mae": np.abs(prediction - target), "bias": prediction - target})
-    table = error.groupby("bucket").agg(n=("mae", "size"), mae=("mae", "mean"), bias=("bias", "mean")).reset_index()
-    table.insert(0, "high", edges[table["bucket"] + 1])
-    table.insert(0, "low", edges[table["bucket"]])
-    return table.drop(columns="bucket")
 
 
 def read_tail(study: TailStudy) -> str:

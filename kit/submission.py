@@ -110,8 +110,8 @@ def read_submission(path: Path, kind: str) -> pd.DataFrame:
     return _parse_csv(text, path) if kind == ".csv" else _parse_json(text, path)
 
 
-def validate_table(table: pd.DataFrame, posts: pd.DataFrame, where: str) -> None:
-    """Check ids and scores against the test part of ``posts``; see ``validate_submission``."""
+def validate_table(table: pd.DataFrame, posts: pd.DataFrame, where: str) -> np.ndarray:
+    """The scores (n_test,) float64, once ids and scores fit the test part of ``posts``; see ``validate_submission``."""
     test = posts["split"] == "test"
     if not test.any():
         raise InputError("this release has no test part, so there is nothing to submit")
@@ -121,6 +121,7 @@ def validate_table(table: pd.DataFrame, posts: pd.DataFrame, where: str) -> None
     _check_ids(ids, "post" + posts["Pid"][test].to_numpy(dtype=object), set("post" + posts["Pid"][~test]), where)
     values = _check_scores(table["popularity_score"], posts["label"], ids, where)
     _check_spread(values, posts["label"], where)
+    return values
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -135,12 +136,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         posts = smpd.read_release(options.data)
-        n_posts = validate_submission(options.file, posts)
-        scores = to_floats(read_submission(options.file, options.file.suffix.lower())["popularity_score"])
-        print(f"{options.file}: valid, {n_posts:,} posts; {_describe_spread(scores, posts['label'])}")
+        table = read_submission(options.file, options.file.suffix.lower())
+        scores = validate_table(table, posts, str(options.file))
+        print(f"{options.file}: valid, {len(table):,} posts; {_describe_spread(scores, posts['label'])}")
         if options.labels:
             labels = read_test_labels(options.labels, posts)
-            print(f"SRC {src(labels, scores):.4f}  MAE {mae(labels, scores):.4f}  (n = {n_posts:,})")
+            print(f"SRC {src(labels, scores):.4f}  MAE {mae(labels, scores):.4f}  (n = {len(table):,})")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

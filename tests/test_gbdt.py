@@ -27,6 +27,19 @@ def fit(model="lightgbm", target=TARGET, folds=FOLDS, block=BLOCK, **options):
     return fit_folds(block, target, folds, POSTS, model, FAST[model], **LEAN | options)
 
 
+def spied_fits(monkeypatch):
+    """The rows and stop_rows of every fit of LightGBM from now on, as a list that grows."""
+    calls = []
+
+    class Spy(LEARNERS["lightgbm"]):
+        def fit(self, rows, rounds, stop_rows=None, patience=0):
+            calls.append((rows, stop_rows))
+            return super().fit(rows, rounds, stop_rows, patience)
+
+    monkeypatch.setitem(LEARNERS, "lightgbm", Spy)
+    return calls
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_it_learns_and_scores_what_it_says(model):
     result = fit(model)
@@ -75,14 +88,7 @@ def test_shuffled_labels_cannot_be_predicted():
 
 
 def test_rows_that_stop_are_neither_fitted_nor_scored_and_of_other_authors(monkeypatch):
-    calls = []
-
-    class Spy(LEARNERS["lightgbm"]):
-        def fit(self, rows, rounds, stop_rows=None, patience=0):
-            calls.append((rows, stop_rows))
-            return super().fit(rows, rounds, stop_rows, patience)
-
-    monkeypatch.setitem(gbdt.LEARNERS, "lightgbm", Spy)
+    calls = spied_fits(monkeypatch)
     fit()
     assert len(calls) == 2 * 3 + 1
     uid = POSTS["Uid"].to_numpy()
@@ -216,20 +222,13 @@ def test_each_fit_has_its_own_copies():
     copies = np.ones((4, len(POSTS)))
     changed = copies.copy()
     changed[1, fold_rows(FOLDS, 1)[0][::2]] = 0
-    before, after = fit(copies=copies), fit(copies=changed)
-    assert np.array_equal(before.oof[FOLDS == 0], after.oof[FOLDS == 0]) and np.array_equal(before.test, before.test)
+    before, after = (fit(copies=each, stop_share=0) for each in (copies, changed))  # as many trees in the final fit
+    assert np.array_equal(before.oof[FOLDS == 0], after.oof[FOLDS == 0]) and np.array_equal(before.test, after.test)
     assert not np.array_equal(before.oof[FOLDS == 1], after.oof[FOLDS == 1])
 
 
 def test_early_stopping_is_not_weighted(monkeypatch):
-    seen = []
-
-    class Spy(LEARNERS["lightgbm"]):
-        def fit(self, rows, rounds, stop_rows=None, patience=0):
-            seen.append((rows, stop_rows))
-            return super().fit(rows, rounds, stop_rows, patience)
-
-    monkeypatch.setitem(LEARNERS, "lightgbm", Spy)
+    seen = spied_fits(monkeypatch)
     fit(copies=np.full(len(POSTS), 3), final=False)
     for rows, stop_rows in seen[::2]:
         assert len(np.unique(stop_rows)) == len(stop_rows) and len(rows) == 3 * len(np.unique(rows))

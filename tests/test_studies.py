@@ -10,7 +10,7 @@ from kit import sampling, studies
 from kit.errors import InputError
 from kit.folds import fold_rows, make_folds
 from kit.gbdt import fit_folds
-from kit.metrics import mae
+from kit.metrics import error_buckets, mae
 from tests.tiny import tiny_block, tiny_posts
 
 POSTS = tiny_posts(500, 40, n_authors=80)
@@ -58,7 +58,7 @@ def test_more_weight_moves_predictions_up_and_helps_the_tail(tail):
 def test_buckets_cover_every_scored_post(tail):
     for _, part in tail.buckets.groupby("variant"):
         assert part["n"].sum() == SCORED.sum()
-    by_hand = studies.error_buckets(np.array([0.0, 1.0, 9.0, 10.0]), np.array([1.0, 1.0, 9.0, 8.0]), 2)
+    by_hand = error_buckets(np.array([0.0, 1.0, 9.0, 10.0]), np.array([1.0, 1.0, 9.0, 8.0]), 2)
     assert by_hand[["n", "mae", "bias"]].to_numpy().tolist() == [[2, 0.5, 0.5], [2, 1.0, -1.0]]
 
 
