@@ -23,8 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.run import PROJECT_ROOT
-
+PROJECT_ROOT = Path(__file__).parents[2]
 KB_PER_MB = 1024  # /proc counts in KiB, and so MB here is MiB
 TAIL_CHARS = 2_000  # of a failed process's messages
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -143,8 +142,9 @@ def run_case(
         RuntimeError: a way failed; with the end of its messages.
     """
     names = list(case.ways)[: 1 if only_ours else None]
-    if case.prepare:
+    if case.prepare and not (ready := _ready_path(case, folder, n)).is_file():
         _spawn(case, "", folder, n, threads)
+        ready.touch()
     turns: dict[str, list[Measured]] = {name: [] for name in names}
     for turn in range(rounds):
         found = {}
@@ -164,6 +164,11 @@ def run_case(
 def n_threads() -> int:
     """Threads that this process was told to use."""
     return int(os.environ[THREADS[0]])
+
+
+def _ready_path(case: Case, folder: Path, n: int) -> Path:
+    """Marks material that is there; cases that need the same share it."""
+    return folder / f"{case.prepare.__module__}.{case.prepare.__qualname__}_{n}.ready"
 
 
 def _least(turns: list[Measured]) -> Measured:
@@ -252,3 +257,7 @@ def main() -> None:
 if __name__ == "__main__":
     # the cases know this module by its name, and their NotInstalled must be the one caught here
     importlib.import_module("tests.bench.measure").main()
+    sys.stderr.flush()
+    os._exit(
+        0
+    )  # the results are written; pyarrow's threads may abort or hang an orderly end (apache/arrow#34314, #50482)

@@ -1,35 +1,34 @@
 """One CLIP_FT training step: ours against the step as published, on a real-size model with random weights.
 
-    python tests/bench/bench_clip_ft.py --rounds 3
-
 As published: the batch's images through the image tower, texts and prompts at all 77 tokens, attention over 2K + 1
 tokens per sample. Ours: image features cached, the prompts' shared context once, texts cut to the batch's longest or
-cached, attention among prototypes once per batch. Both start from the same parameters; their losses are compared
-before the first update. Rounds alternate, so that other work on the machine meets both alike.
+cached, attention among prototypes once per batch. All start from the same parameters.
 """
 
 from __future__ import annotations
 
-import argparse
-import copy
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
-import open_clip
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kit.clip import Clip, wrap_model
+from kit.clip import Clip
 from kit.clip_ft import ClipFT, class_losses, global_similarity, pool_local, prototype_cosine
 from kit.clip_ft_text import TextBank
 from kit.clip_ft_train import Settings, TrainingData, _Trainer, build_model
 from kit.prototypes import TAXONOMY_PATH, Prototypes, prompt_names
+from tests.bench.encoders import MODEL, random_clip
+from tests.bench.measure import Case, Found, Task, same_values
 
+BATCH = 128
+LOSS_TOLERANCE = 1e-4  # image features are float16 in ours
+SETTINGS = Settings(dropout=0.0, precision="fp32")
 WORDS = "sunset beach red love photo canon travel old city street night light dog smile summer friends sky".split()
 
 
@@ -40,13 +39,6 @@ class Batch:
     pixels: Tensor  # (B, 3, H, W)
     texts: np.ndarray  # (B,) object
     labels: np.ndarray  # (B,)
-
-
-def random_clip(name: str) -> Clip:
-    """A real architecture with random weights."""
-    torch.manual_seed(0)
-    model = open_clip.create_model(name, pretrained=None)
-    return wrap_model(model, open_clip.get_tokenizer(name), open_clip.get_model_config(name), name)
 
 
 def random_batch(clip: Clip, size: int, n_classes: int) -> Batch:
@@ -105,57 +97,66 @@ def published_step(model: ClipFT, clip: Clip, batch: Batch) -> Callable[[], floa
     return step
 
 
-def our_step(model: ClipFT, clip: Clip, batch: Batch, settings: Settings, cache_gb: float) -> Callable[[], float]:
-    """``kit.clip_ft_train``'s own step."""
+def our_step(start: Scene, cache_gb: float) -> Callable[[], float]:
+    """``kit.clip_ft_train``'s own step; texts are cached where they need at most ``cache_gb``."""
+    clip, batch = start.clip, start.batch
     with torch.no_grad():
         image = clip.model.encode_image(batch.pixels, normalize=True).half().numpy()
     rows = np.arange(len(batch.labels))
     bank = TextBank(clip.text, batch.texts, cache_gb=cache_gb)
-    trainer = _Trainer(model.train(), bank, TrainingData(image, batch.labels, rows), settings)
+    trainer = _Trainer(start.model.train(), bank, TrainingData(image, batch.labels, rows), SETTINGS)
     return lambda: float(trainer.step(rows).sum()) / len(rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="ViT-B-32")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    clip = random_clip(arguments.model)
+@dataclass
+class Scene:
+    """Everything both ways start from; the same in every process."""
+
+    clip: Clip
+    model: ClipFT
+    batch: Batch
+
+
+def scene(n: int) -> Scene:
+    """A model with the prompts and prototypes of all SMPD subcategories, and a batch of at most n posts."""
+    clip = random_clip()
     subcategories = pd.read_csv(TAXONOMY_PATH, dtype=str, keep_default_na=False)["subcategory"].unique()
-    batch = random_batch(clip, arguments.batch, len(subcategories))
     rng = np.random.default_rng(1)
     visual, textual = (rng.standard_normal((len(subcategories), clip.dim)).astype(np.float32) for _ in range(2))
     visual, textual = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in (visual, textual))
-    names = prompt_names(subcategories)
-    prototypes = Prototypes(list(subcategories), names, visual, textual, pd.DataFrame())
-    settings = Settings(dropout=0.0, precision="fp32")
-    model = build_model(clip, prototypes, settings)
-    ways = {
-        "as published": published_step(model, clip, batch),
-        "ours, texts in the step": our_step(_copy(model), clip, batch, settings, cache_gb=0),
-        "ours, texts cached": our_step(_copy(model), clip, batch, settings, cache_gb=4),
-    }
-    print(f"(c) {arguments.model}, batch {arguments.batch}, K = {len(names)}, {torch.get_num_threads()} threads")
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    first_loss: dict[str, float] = {}
-    for _ in range(arguments.rounds):
-        for name, step in ways.items():
-            started = time.perf_counter()
-            loss = step()
-            seconds[name].append(time.perf_counter() - started)
-            first_loss.setdefault(name, loss)
-    for name, times in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(seconds["as published"], times, strict=True))
-        difference = abs(first_loss[name] - first_loss["as published"])
-        print(f"  {name:24s} {statistics.median(times):7.2f} s/step  {ratio:5.1f} x  loss {first_loss[name]:.5f} "
-              f"(difference {difference:.1e})  {[round(value, 2) for value in times]}")  # fmt: skip
+    prototypes = Prototypes(list(subcategories), prompt_names(subcategories), visual, textual, pd.DataFrame())
+    return Scene(clip, build_model(clip, prototypes, SETTINGS), random_batch(clip, min(BATCH, n), len(subcategories)))
 
 
-def _copy(model: ClipFT) -> ClipFT:
-    """A copy with its own parameters and the same tower."""
-    return copy.deepcopy(model, {id(model.tower): model.tower})
+def ours(cache_gb: float, folder: Path, n: int) -> Task:
+    """The kit's step, over cached image features."""
+    start = scene(n)
+    return _steps(our_step(start, cache_gb), start, n)
 
 
-if __name__ == "__main__":
-    main()
+def published(folder: Path, n: int) -> Task:
+    """The published step."""
+    start = scene(n)
+    return _steps(published_step(start.model, start.clip, start.batch), start, n)
+
+
+def _steps(step: Callable[[], float], start: Scene, n: int) -> Task:
+    """Steps over n samples; the loss before the first update, which a step before the clock starts gives, is compared."""
+    loss, n_steps = step(), n // len(start.batch.labels)
+    return Task(
+        lambda: [step() for _ in range(n_steps)],
+        lambda losses: {"loss": np.array([loss])},
+        lambda losses, m: f"{n_steps} x {len(start.batch.labels)}, K = {len(start.model.visual)}, loss {loss:.5f}",
+    )
+
+
+def _differs(ours: Found, other: Found) -> str:
+    return same_values(ours, other, rtol=LOSS_TOLERANCE)
+
+
+WAYS = {
+    "ours, texts cached": partial(ours, 4.0),
+    "ours, texts in the step": partial(ours, 0.0),
+    "as published": published,
+}
+CASES = (Case(__name__, f"training, {MODEL}", WAYS, size="items", differs=_differs),)

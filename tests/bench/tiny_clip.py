@@ -1,6 +1,6 @@
 """What the bundled tiny CLIP learns in its minute: zero-shot subcategory accuracy on the test posts of a release.
 
-    python tests/bench/bench_tiny_clip.py --data inputs/demo
+    python -m tests.bench.tiny_clip --data inputs/demo
 
 Prints the training time and how many times more often than chance (1 / number of subcategories) the class whose name is
 nearest to the image is the right one.
@@ -23,7 +23,12 @@ from kit.smpd import read_release
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Train, encode and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.tiny_clip",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data", required=True, help="folder of a release")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
