@@ -1,6 +1,9 @@
 """The benchmarks: every way has its row, and a way that does other work is refused. No time is tested."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +54,13 @@ def test_growth_runs_ours_at_every_size(tmp_path, capsys):
     assert [name in header for name in GROWTH_COLUMNS] == [True] * len(GROWTH_COLUMNS)
     assert [row.split()[0] for row in rows] == ["submission"] * 2
     assert " 50 " in rows[0] and " 100 " in rows[1]
+
+
+def test_growth_needs_a_stage_that_is_measured_in_posts(monkeypatch, capsys):
+    module = SimpleNamespace(CASES=[replace(CASES[0], size="items")])  # the stage itself would import torch
+    monkeypatch.setitem(sys.modules, "tests.bench.clip_ft", module)
+    assert main(["--growth", "--stage", "clip_ft"]) == 1
+    assert "in posts" in capsys.readouterr().err
 
 
 def test_ways_that_agree_and_one_that_is_not_there(tmp_path):

@@ -43,10 +43,13 @@ NUMBERS = {*COLUMNS[3:-1], *GROWTH_COLUMNS[2:]}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status (0 done, 1 a way failed or does other work than ours)."""
+    """Run the command line; returns the exit status (0 done, 1 not: the message says why)."""
     options = _parse(arguments)
     work = nullcontext(options.work) if options.work else tempfile.TemporaryDirectory()
     cases = [case for stage in options.stage for case in importlib.import_module(f"tests.bench.{stage}").CASES]
+    if options.growth is not None and not (cases := [case for case in cases if case.size == "posts"]):
+        print("error: --growth is for stages that are measured in posts", file=sys.stderr)
+        return 1
     with work as folder:
         folder = Path(folder).resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,8 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             if options.growth is None:
                 columns, rows = COLUMNS, [row for case in cases for row in _case_rows(case, folder, options)]
             else:
-                grown = [case for case in cases if case.size == "posts"]
-                columns, rows = GROWTH_COLUMNS, [row for case in grown for row in _growth_rows(case, folder, options)]
+                columns, rows = GROWTH_COLUMNS, [row for case in cases for row in _growth_rows(case, folder, options)]
         except (OtherWork, RuntimeError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
