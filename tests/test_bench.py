@@ -41,8 +41,8 @@ def test_the_table_has_a_row_for_every_way(tmp_path, capsys):
     assert tuple(header) == COLUMNS and len(rule) == len(COLUMNS)
     assert [row[0] for row in rows] == [stage for stage, ways in QUICK.items() for _ in range(sum(ways))]
     assert all(row[3] == "300" for row in rows)
-    numbers = np.array([[float(cell.replace(",", "")) for cell in row[4:11]] for row in rows])
-    assert (numbers[:, [0, 1, 3, 4, 5, 6]] > 0).all()
+    numbers = np.array([[float(cell.replace(",", "")) for cell in row[4:12]] for row in rows])
+    assert (numbers[:, [0, 1, 3, 4, 5, 7]] > 0).all()
     assert (numbers[:, 4] >= numbers[:, 3]).all(), "peak below what was there before"
     assert [row[9] == "1.00" for row in rows if row[2] == "ours"] == [True] * 5
 

@@ -31,6 +31,8 @@ MIN_COSINE, MIN_CENTRED = 0.999, 0.98  # of each item's features in two ways; ce
 SPARE = 1.2  # pictures drawn for each one needed: some of a release are broken, some there twice
 MIN_POSTS = 50  # of a release
 
+REPEATS = 5  # features are alike each time, and other work on the machine comes and goes within seconds
+
 Encoder = encode.ImageEncoder | encode.TextEncoder
 
 
@@ -89,7 +91,7 @@ def features_task(work: Callable[[], np.ndarray], warm_up: Callable[[], object],
 
     with torch.inference_mode():
         warm_up()
-    return Task(without_gradients, lambda values: {"features": values.astype(np.float32)}, lambda *_: note)
+    return Task(without_gradients, lambda values: {"features": values.astype(np.float32)}, lambda *_: note, REPEATS)
 
 
 def differing(ours: Found, other: Found) -> str:
