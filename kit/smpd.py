@@ -14,19 +14,19 @@ whatever its lists and links say.
 
 from __future__ import annotations
 
-import json
 import os
 import re
+from collections import ChainMap
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import orjson
 import pandas as pd
 
+from kit.columns import Column, join_columns, missing_column, object_array
 from kit.errors import InputError
 from kit.images import leads_out
+from kit.json_table import read_bytes, read_json_table
 from kit.values import (
     DESCRIPTIONS,
     LARGEST,
@@ -37,7 +37,6 @@ from kit.values import (
     as_number,
     id_text,
     is_lost,
-    object_array,
     to_floats,
     type_columns,
 )
@@ -71,7 +70,10 @@ COLUMNS = (
     "timezone_offset", "timezone_id", "user_description", "location_description", "Pathalias", "Ispublic",
     "Mediastatus", "image_path", "label", "split", "faults",
 )  # fmt: skip
+MADE = ("Uid", "Pid", "image_path", "label", "split", "faults")  # not taken as they stand in a JSON file
+GIVEN = tuple(name for name in COLUMNS if name not in MADE)
 NO_ID = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+NO_PID = re.compile(NO_ID.pattern + r"|[/\\]")
 NO_FILE_NAME = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -100,11 +102,16 @@ def read_release(path: str | Path) -> pd.DataFrame:
     parts = [_read_part(root, "train")]
     if _has_part(root, "test"):
         parts.append(_read_part(root, "test"))
-    posts = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
+    posts = pd.concat([checked for checked, _ in parts], ignore_index=True)
     _refuse_duplicates(posts, root)
-    posts = type_columns(posts)
-    posts["Pathalias"] = _fill_alias(posts)
-    posts = posts[[*COLUMNS, *(f"{name}_vector" for name in DESCRIPTIONS if f"{name}_vector" in posts)]]
+    columns, faults = type_columns({name: join_columns([given.pop(name) for _, given in parts]) for name in GIVEN})
+    faults = {"image is a link out of the release (not read)": posts["lies_outside"].to_numpy(), **faults}
+    columns["faults"] = add_faults(pd.Series("", posts.index, dtype=object), faults).astype("category")
+    columns["split"] = posts["split"].astype("category")
+    columns = {**posts, **columns}
+    columns["Pathalias"] = _fill_alias(columns["Pathalias"], columns["Uid"])
+    names = [*COLUMNS, *(f"{name}_vector" for name in DESCRIPTIONS if f"{name}_vector" in columns)]
+    posts = pd.DataFrame({name: columns[name] for name in names}, copy=False)
     return _join_external(posts, root)
 
 
@@ -164,125 +171,58 @@ def _find_file(root: Path, part: str, role: str) -> Path:
 # --- reading one part -------------------------------------------------------------------------------------------------
 
 
-def _read_part(root: Path, part: str) -> pd.DataFrame:
-    """All columns of the train or the test part, values as they stand in the files, rows verified to be aligned."""
+def _read_part(root: Path, part: str) -> tuple[pd.DataFrame, dict[str, Column]]:
+    """Ids, image, label and split of each post of the train or the test part, and the other columns as they stand in the
+    files; the rows are verified to be aligned."""
     paths = {role: _find_file(root, part, role) for role in (*JSON_ROLES, "images")}
     if part == "train":
         paths["label"] = _find_file(root, part, "label")
-    tables = {role: _read_json(paths[role], NEEDED[role]) for role in JSON_ROLES}
+    tables: dict[str, dict[str, Column]] = {}
+    ids: dict[str, Column] = {}
+    for role in JSON_ROLES:
+        tables[role] = _read_table(paths[role], NEEDED[role], ids)
+        ids = ids or {name: tables[role][name] for name in ("Uid", "Pid") if name in tables[role]}
     lines = {role: _read_lines(path) for role, path in paths.items() if path.suffix == ".txt"}
-    _drop_blank_end(lines, len(tables[JSON_ROLES[0]]))
-    _check_lengths({paths[role]: len(rows) for role, rows in {**tables, **lines}.items()})
-    ids = _check_ids(tables, paths)
+    n_posts = _n_rows(tables[JSON_ROLES[0]])
+    _drop_blank_end(lines, n_posts)
+    n_rows = {role: _n_rows(table) for role, table in tables.items()} | {
+        role: len(rows) for role, rows in lines.items()
+    }
+    _check_lengths({paths[role]: n for role, n in n_rows.items()})
+    posts = _check_ids(tables, paths)
+    posts["image_path"], posts["lies_outside"] = _image_paths(lines["images"], posts, root, part, paths["images"])
+    posts["label"] = _read_labels(lines["label"], posts, paths["label"]) if part == "train" else np.nan
+    posts["split"] = part
+    columns = ChainMap(*tables.values())  # of a name in several files, the first one counts
+    return posts, {name: columns.get(name, missing_column(n_posts)) for name in GIVEN}
 
-    columns = {"Uid": ids["Uid"], "Pid": ids["Pid"]}
-    for table in tables.values():
-        columns.update({name: table[name] for name in table.columns if name in COLUMNS and name not in columns})
-    columns["image_path"], columns["faults"] = _image_paths(lines["images"], ids, root, part, paths["images"])
-    columns["label"] = _read_labels(lines["label"], ids, paths["label"]) if part == "train" else np.nan
-    columns["split"] = part
-    return pd.DataFrame(columns).reindex(columns=list(COLUMNS))
+
+def _n_rows(table: dict[str, Column]) -> int:
+    return len(next(iter(table.values()), ()))
 
 
-def _read_json(path: Path, needed: Iterable[str]) -> pd.DataFrame:
-    """The table in a JSON file: a list of rows, or ``{column: {row: value}}`` as pandas writes it."""
-    content = _parse_json(path)
-    if not content:
-        raise InputError(f"{path} holds no posts: this release is empty")
-    if isinstance(content, list):
-        names = _column_names(content, path)
-        table = pd.DataFrame({name: object_array([row.get(name) for row in content]) for name in names})
-    elif isinstance(content, dict):
-        table = _columnar_table(content, path)
-    else:
-        raise InputError(
-            f"{path} holds a JSON {type(content).__name__}; expected a list of posts or a table by columns"
-        )
-    table = _correct_names(table)
+def _read_table(path: Path, needed: Iterable[str], known: dict[str, Column]) -> dict[str, Column]:
+    table = _correct_names(read_json_table(path, {*COLUMNS, *SPELLINGS}, known))
     if absent := [name for name in needed if name not in table]:
-        held = ", ".join(table.columns).encode("utf-8", "replace").decode()[:500]
+        held = ", ".join(table).encode("utf-8", "replace").decode()[:500]
         raise InputError(
             f"{path} has no {', '.join(absent)}; it holds: {held or 'nothing'}. Copy it from the release again"
         )
     return table
 
 
-def _correct_names(table: pd.DataFrame) -> pd.DataFrame:
+def _correct_names(table: dict[str, Column]) -> dict[str, Column]:
     """The table with misspelt names corrected; where rows differ in spelling, the two columns complete each other."""
     for old, new in SPELLINGS.items():
         if old in table:
-            known = table[new] if new in table else None
-            table[new] = table[old] if known is None else known.where(known.notna(), table[old])
-            table = table.drop(columns=old)
+            misspelt = table.pop(old)
+            table[new] = table[new].completed_by(misspelt) if new in table else misspelt
     return table
-
-
-def _parse_json(path: Path) -> Any:
-    raw = _read_bytes(path)
-    if not raw.strip():
-        raise InputError(f"{path} is empty: copy it from the release again")
-    try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        pass  # NaN and unpaired surrogates are no JSON for orjson but occur in released files
-    try:
-        return json.loads(raw)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start:,}): copy it from the release again") from error
-    except json.JSONDecodeError as error:
-        ended = error.doc.rstrip().endswith(("]", "}")) and error.pos < len(error.doc.rstrip()) - 1
-        cut = "" if ended else "; it ends too early, so the copy is probably incomplete"
-        raise InputError(
-            f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno} "
-            f"(character {error.pos:,} of {len(error.doc):,}){cut}. Copy it from the release again"
-        ) from error
-    except (RecursionError, ValueError) as error:  # lists in lists in lists ..., or a number of thousands of digits
-        raise InputError(
-            f"{path} cannot be read as JSON ({str(error)[:100]}); expected one flat row of values per post. Copy it from "
-            "the release again"
-        ) from error
-
-
-def _column_names(rows: list, path: Path) -> list[str]:
-    names: dict[str, None] = {}
-    for i, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, row {i}: expected one post as {{name: value}}, found {str(row)[:60]!r}")
-        if row.keys() - names.keys():
-            names.update(dict.fromkeys(row))
-    return list(names)
-
-
-def _columnar_table(content: dict, path: Path) -> pd.DataFrame:
-    """A table by columns; rows named 0 to n-1 are put in that order, whatever order they are written in."""
-    columns, first_keys = {}, None
-    for name, values in content.items():
-        if not isinstance(values, (dict, list)):
-            raise InputError(f"{path}: column {name!r} is a {type(values).__name__}; expected its values by row")
-        keys = list(values) if isinstance(values, dict) else [str(i) for i in range(len(values))]
-        first_keys = keys if first_keys is None else first_keys
-        if keys != first_keys:
-            raise InputError(
-                f"{path}: column {name!r} has other rows ({len(keys):,}) than the first ({len(first_keys):,})"
-            )
-        columns[name] = object_array(list(values.values()) if isinstance(values, dict) else values)
-    numbers = {str(i): i for i in range(len(first_keys or ()))}
-    table = pd.DataFrame(columns)
-    if numbers.keys() == set(first_keys or ()):
-        table = table.iloc[np.argsort([numbers[key] for key in first_keys])].reset_index(drop=True)
-    return table
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}): check its permissions") from error
 
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        lines = re.split("\r\n|\r|\n", _read_bytes(path).decode("utf-8-sig"))
+        lines = re.split("\r\n|\r|\n", read_bytes(path).decode("utf-8-sig"))
         return lines if lines[-1] else lines[:-1]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start:,}): copy it from the release again") from error
@@ -307,7 +247,7 @@ def _check_lengths(n_rows: dict[Path, int]) -> None:
         )
 
 
-def _check_ids(tables: dict[str, pd.DataFrame], paths: dict[str, Path]) -> pd.DataFrame:
+def _check_ids(tables: dict[str, dict[str, Column]], paths: dict[str, Path]) -> pd.DataFrame:
     """(Uid, Pid) of every row as text, equal in every file that carries them."""
     reference = tables[JSON_ROLES[0]]
     if absent := [name for name in ("Uid", "Pid") if name not in reference]:
@@ -325,42 +265,49 @@ def _check_ids(tables: dict[str, pd.DataFrame], paths: dict[str, Path]) -> pd.Da
         if not known and role != "user":  # the user file of 2020 has rows but no ids
             raise InputError(f"{paths[role]} has neither Uid nor Pid, so its rows cannot be matched with the posts")
         for name in known:
-            _check_same(ids, _as_id(tables[role][name]), name, paths[role], paths[JSON_ROLES[0]])
+            _check_same(ids[name], tables[role][name], reference[name], paths[role], paths[JSON_ROLES[0]])
     return ids
 
 
 def _refuse_odd_ids(ids: pd.DataFrame, path: Path) -> None:
     """A Pid names a file and a row of the submission, so it can hold no slash; no id can hold what is no character."""
-    odd = [bool(NO_ID.search(uid + pid)) or "/" in pid or "\\" in pid for uid, pid in ids.itertuples(index=False)]
-    if any(odd):
-        row = odd.index(True)
-        raise InputError(
-            f"{path}, row {row}: Uid {ids.Uid[row]!r}, Pid {ids.Pid[row]!r} ({sum(odd):,} such rows); expected ids without "
-            "control characters and a Pid without slashes: copy the file from the release again"
-        )
-
-
-def _check_same(ids: pd.DataFrame, found: pd.Series, name: str, path: Path, reference_path: Path) -> None:
-    wrong = (found.to_numpy() != ids[name].to_numpy()).nonzero()[0]
-    if len(wrong):
-        row = int(wrong[0])
-        same_posts = sorted(found) == sorted(ids[name])
-        what = "holds the same posts in another order" if same_posts else "holds other posts"
-        raise InputError(
-            f"{path} {what} than {reference_path.name}: row {row} has {name} {found.iloc[row]!r} where "
-            f"{ids[name].iloc[row]!r} is expected ({len(wrong):,} of {len(ids):,} rows differ). All files must list the "
-            "posts in one order: copy the file from the release again"
-        )
-
-
-def _as_id(values: pd.Series) -> pd.Series:
-    """Ids as text: 12, 12.0 and "12" are one id; "" for what can be none, as a list."""
-    return pd.Series(
-        ["" if isinstance(value, (list, dict, bool)) else id_text(value) for value in values], dtype=object
+    if not NO_ID.search("".join(ids["Uid"])) and not NO_PID.search("".join(ids["Pid"])):
+        return  # as in nearly every release, and looked up ten times faster
+    odd = [bool(NO_ID.search(uid) or NO_PID.search(pid)) for uid, pid in ids.itertuples(index=False)]
+    row = odd.index(True)
+    raise InputError(
+        f"{path}, row {row}: Uid {ids.Uid[row]!r}, Pid {ids.Pid[row]!r} ({sum(odd):,} such rows); expected ids without "
+        "control characters and a Pid without slashes: copy the file from the release again"
     )
 
 
+def _check_same(ids: pd.Series, found: Column, reference: Column, path: Path, reference_path: Path) -> None:
+    if found.distinct is reference.distinct and np.array_equal(found.codes, reference.codes):
+        return
+    texts = _as_id(found)
+    wrong = np.flatnonzero(texts != ids.to_numpy())
+    if len(wrong):
+        row = int(wrong[0])
+        what = "holds the same posts in another order" if sorted(texts) == sorted(ids) else "holds other posts"
+        raise InputError(
+            f"{path} {what} than {reference_path.name}: row {row} has {ids.name} {texts[row]!r} where {ids[row]!r} is expected "
+            f"({len(wrong):,} of {len(ids):,} rows differ). All files must list the posts in one order: copy the file from "
+            "the release again"
+        )
+
+
+def _as_id(column: Column) -> np.ndarray:
+    """(n,) ids as text: 12, 12.0 and "12" are one id; "" for what can be none, as a list."""
+    ids = [
+        value.strip() if type(value) is str else "" if isinstance(value, (list, dict, bool)) else id_text(value)
+        for value in column.distinct
+    ]
+    return object_array(ids)[column.codes]
+
+
 def _refuse_duplicates(posts: pd.DataFrame, root: Path) -> None:
+    if posts["Pid"].is_unique:
+        return
     twice = posts.duplicated(["Uid", "Pid"], keep=False)
     if twice.any():
         first = posts.index[twice][0]
@@ -386,24 +333,28 @@ def _refuse_duplicates(posts: pd.DataFrame, root: Path) -> None:
 
 def _image_paths(
     lines: list[str], ids: pd.DataFrame, root: Path, part: str, source: Path
-) -> tuple[list[str], list[str]]:
-    """Absolute image paths, "" for a post without one, and faults; the list's own ids must fit the posts.
+) -> tuple[list[str], np.ndarray]:
+    """Absolute image paths, "" for a post without one, and which were links; the list's own ids must fit the posts.
 
     An image that is a link out of the release counts as missing: what lies elsewhere is no part of it. The image folder as
     a whole may be a link, as large folders often are. The list says ``train/<Uid>/<Pid>.jpg`` where the archive unpacks to
     ``SMP_train_images/<Uid>/<Pid>.jpg``.
     """
     unpacked = f"SMP_{part}_images"
-    rename = not (root / part).is_dir() and (root / unpacked).is_dir()
+    folder = unpacked if not (root / part).is_dir() and (root / unpacked).is_dir() else part
+    start = os.path.join(root, folder, "")
+    plain = {uid for uid in set(ids["Uid"]) if "/" not in uid and "\\" not in uid and uid != ".."}
     paths = []
-    for row, (line, pid) in enumerate(zip(lines, ids["Pid"], strict=True)):
+    for row, (line, uid, pid) in enumerate(zip(lines, ids["Uid"], ids["Pid"], strict=True)):
+        if line == f"{part}/{uid}/{pid}.jpg" and uid in plain:
+            paths.append(f"{start}{uid}{os.sep}{pid}.jpg")
+            continue
         steps = _image_steps(line, pid, part, f"{source}, line {row + 1}")
-        if rename and steps and steps[0] == part:
-            steps[0] = unpacked
+        if steps and steps[0] == part:
+            steps[0] = folder
         paths.append(os.path.join(root, *steps) if steps else "")
     outside = leads_out(paths, [root, root / part, root / unpacked])
-    faults = ["image is a link out of the release (not read)" if out else "" for out in outside]
-    return ["" if out else path for path, out in zip(paths, outside, strict=True)], faults
+    return ["" if out else path for path, out in zip(paths, outside, strict=True)], outside
 
 
 def _image_steps(line: str, pid: str, part: str, where: str) -> list[str]:
@@ -440,10 +391,12 @@ def _read_labels(lines: list[str], ids: pd.DataFrame, path: Path) -> np.ndarray:
 # --- scraped user statistics, optional --------------------------------------------------------------------------------
 
 
-def _fill_alias(posts: pd.DataFrame) -> pd.Series:
+def _fill_alias(aliases: np.ndarray, users: pd.Series) -> np.ndarray:
     """Pathalias, missing ones filled from another post of the same user."""
-    known = posts.loc[posts["Pathalias"] != ""].drop_duplicates("Uid").set_index("Uid")["Pathalias"]
-    return posts["Pathalias"].where(posts["Pathalias"] != "", posts["Uid"].map(known)).fillna("").astype(object)
+    missing = aliases == ""
+    known = dict(zip(users[~missing][::-1], aliases[~missing][::-1], strict=True))  # of several, the user's first
+    aliases[missing] = [known.get(user, "") for user in users[missing]]
+    return aliases
 
 
 def _external_candidates(root: Path) -> list[Path]:

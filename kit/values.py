@@ -7,11 +7,13 @@ and column ``faults`` of its post names the column and what was done. ``kit.qual
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from kit.columns import Column, missing_column, object_array
 
 CATEGORIES = ("Category", "Subcategory", "Concept", "Mediatype", "Mediastatus", "timezone_id")
 TEXTS = ("Title", "Alltags", "Pathalias")
@@ -30,32 +32,38 @@ CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")  # no text, and no white space
 TAKEN = "(taken as missing)"
 
 
-def type_columns(posts: pd.DataFrame) -> pd.DataFrame:
-    """The posts with typed columns and the faults of each post, from columns of anything; see `smpd.read_release`."""
-    faults = {}
+def type_columns(columns: dict[str, Column]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Typed columns, and fault -> (n,) bool, from columns of anything, which are taken out of the dict one by one."""
+    typed: dict[str, Any] = {}
+    faults: dict[str, np.ndarray] = {}
     for name in DESCRIPTIONS:
-        vectors = _number_lists(posts[name])
+        vectors = _number_lists(columns[name])
         if vectors is not None:
-            posts[f"{name}_vector"], faults[f"{name} is no list of numbers as the others {TAKEN}"] = vectors
-            posts[name] = ""
+            typed[f"{name}_vector"], faults[f"{name} is no list of numbers as the others {TAKEN}"] = vectors
+            columns[name] = missing_column(len(columns[name]))
     for name in (*TEXTS, *CATEGORIES, *DESCRIPTIONS):
-        posts[name], found = _as_text(posts[name])
-        faults |= {f"{name} {fault}": rows for fault, rows in found.items()}
-    for name in (*CATEGORIES, *DESCRIPTIONS, "split"):
-        posts[name] = posts[name].astype("category")
+        column = columns.pop(name)
+        texts, found = _as_text(column.distinct)
+        faults |= {f"{name} {fault}": odd[column.codes] for fault, odd in found.items()}
+        typed[name] = object_array(texts)[column.codes] if name in TEXTS else _as_category(texts, column.codes)
     for name in NUMBERS:
         low, high = POSSIBLE.get(name, (-LARGEST, LARGEST))
-        given, posts[name] = posts[name], as_number(posts[name], low, high, name in FLAGS)
-        faults[f"{name} is no number from {low:,.0f} to {high:,.0f} {TAKEN}"] = is_lost(given, posts[name])
+        fault = f"{name} is no number from {low:,.0f} to {high:,.0f} {TAKEN}"
+        typed[name], faults[fault] = _typed(columns.pop(name), as_number, low, high, name in FLAGS)
     for name in DATES:
-        given, posts[name] = posts[name], _as_date(posts[name])
-        faults[f"{name} is no date from {EARLIEST.year} to {LATEST.year - 1} {TAKEN}"] = is_lost(given, posts[name])
-    faults[f"Postdate lies before {NO_WEB.year} (kept)"] = (posts["Postdate"] < NO_WEB).to_numpy()
-    given, posts["timezone_offset"] = posts["timezone_offset"], _as_minutes(posts["timezone_offset"])
-    faults[f'timezone_offset is nothing like "+01:00" {TAKEN}'] = is_lost(given, posts["timezone_offset"])
-    posts["label"] = posts["label"].astype(float)
-    posts["faults"] = add_faults(posts["faults"], faults).astype("category")
-    return posts
+        fault = f"{name} is no date from {EARLIEST.year} to {LATEST.year - 1} {TAKEN}"
+        typed[name], faults[fault] = _typed(columns.pop(name), _as_date)
+    faults[f"Postdate lies before {NO_WEB.year} (kept)"] = np.asarray(typed["Postdate"] < NO_WEB)
+    fault = f'timezone_offset is nothing like "+01:00" {TAKEN}'
+    typed["timezone_offset"], faults[fault] = _typed(columns.pop("timezone_offset"), _as_minutes)
+    return typed, faults
+
+
+def _typed(column: Column, as_type: Callable[..., pd.Series], *options: Any) -> tuple[Any, np.ndarray]:
+    """Values of one type, and (n,) bool: whether a value was given and none is left."""
+    given = pd.Series(column.distinct)
+    values = as_type(given, *options)
+    return values.array.take(column.codes), is_lost(given, values)[column.codes]
 
 
 def add_faults(known: pd.Series, faults: dict[str, np.ndarray]) -> pd.Series:
@@ -79,39 +87,41 @@ def _is_missing(value: Any) -> bool:
     return value is None or value != value or (isinstance(value, str) and value.strip().lower() in MISSING)
 
 
-def _as_text(values: pd.Series) -> tuple[pd.Series, dict[str, np.ndarray]]:
-    """Trimmed text, one space between words, "" where missing, a list of words joined; and fault -> (n,) bool."""
-    codes, distinct = _distinct(values)
-    texts = [_plain_text(value) for value in distinct]
-    faults = {
-        f"is no text {TAKEN}": [_is_no_text(value) for value in distinct],
-        "has control characters (taken out)": [bool(CONTROL.search(text)) for text in texts],
-        f"has more than {LONGEST_TEXT:,} characters (cut there)": [len(text) > LONGEST_TEXT for text in texts],
-        'has broken characters (now "?")': [not _is_unicode(text) for text in texts],
+def _as_text(values: np.ndarray) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Trimmed text, one space between words, "" where missing, a list of words joined; and fault -> (m,) bool."""
+    texts = [_plain_text(value) for value in values]
+    faults = {fault: np.zeros(len(texts), dtype=bool) for fault in _text_faults("", "")}
+    for row, (value, text) in enumerate(zip(values, texts, strict=True)):
+        if isinstance(value, str) and text.isprintable() and len(text) <= LONGEST_TEXT:
+            continue  # nearly every text: no control character and nothing broken is printable
+        found = _text_faults(value, text)
+        for fault, has_it in found.items():
+            faults[fault][row] = has_it
+        if any(found.values()):
+            texts[row] = _clean_text(text)
+    return texts, {fault: rows for fault, rows in faults.items() if rows.any()}
+
+
+def _text_faults(value: Any, text: str) -> dict[str, bool]:
+    return {
+        f"is no text {TAKEN}": _is_no_text(value),
+        "has control characters (taken out)": bool(CONTROL.search(text)),
+        f"has more than {LONGEST_TEXT:,} characters (cut there)": len(text) > LONGEST_TEXT,
+        'has broken characters (now "?")': not _is_unicode(text),
     }
-    for row in np.flatnonzero(np.any(list(faults.values()), axis=0)):
-        texts[row] = _clean_text(texts[row])
-    column = pd.Series(object_array(texts)[codes], index=values.index)
-    return column, {fault: np.array(rows)[codes] for fault, rows in faults.items()}
 
 
-def _distinct(values: pd.Series) -> tuple[np.ndarray, list]:
-    """(n,) codes and the value of each code; unlike in pandas, values may be lists and tables."""
-    code_of: dict[Any, int] = {}
-    distinct, codes = [], np.empty(len(values), dtype=np.int64)
-    for row, value in enumerate(values):
-        codes[row] = code = code_of.setdefault(value if isinstance(value, str) else (repr(value),), len(distinct))
-        if code == len(distinct):
-            distinct.append(value)
-    return codes, distinct
+def _as_category(texts: list[str], codes: np.ndarray) -> pd.Categorical:
+    kinds = pd.Series(texts, dtype=object).astype("category")
+    return kinds.array.take(codes).remove_unused_categories()
 
 
 def _plain_text(value: Any) -> str:
     if isinstance(value, list):
         value = " ".join(_plain_text(item) for item in value)
-    if value is None or value != value or _is_no_text(value):
-        return ""
-    text = " ".join((value if isinstance(value, str) else id_text(value)).split())
+    if not isinstance(value, str):
+        value = "" if value is None or value != value or _is_no_text(value) else id_text(value)
+    text = " ".join(value.split())
     return "" if text.lower() in MISSING else text
 
 
@@ -165,7 +175,8 @@ def _as_date(values: pd.Series) -> pd.Series:
     possible = seconds.between(EARLIEST.timestamp(), LATEST.timestamp(), inclusive="left")
     epochs = seconds.where(possible, 0).astype(np.int64).to_numpy().astype("datetime64[s]")
     dates = pd.Series(epochs, index=values.index).dt.tz_localize("UTC").where(possible)
-    rest = seconds.isna() & values.map(lambda value: isinstance(value, str) and value.strip().lower() not in MISSING)
+    rest = seconds.isna().to_numpy(copy=True)
+    rest[rest] = [isinstance(value, str) and value.strip().lower() not in MISSING for value in values[rest]]
     if rest.any():
         parsed = pd.to_datetime(values[rest].str.strip(), format="%Y-%m-%d %H:%M:%S", errors="coerce", utc=True)
         dates[rest] = parsed.where(parsed.between(EARLIEST, LATEST, inclusive="left")).dt.as_unit("s")
@@ -180,12 +191,14 @@ def _as_minutes(values: pd.Series) -> pd.Series:
     return minutes.where(clock["h"].isna(), from_clock * np.where(clock["sign"] == "-", -1, 1))
 
 
-def _number_lists(values: pd.Series) -> tuple[pd.Series, np.ndarray] | None:
+def _number_lists(column: Column) -> tuple[np.ndarray, np.ndarray] | None:
     """Float32 arrays of one length, None where there is no such list, and (n,) bool where another text stands instead.
 
     None if the column holds texts and no comma-separated number lists.
     """
+    values = pd.Series(column.distinct)
     codes, distinct = pd.factorize(values.where(values.notna(), "").astype(str).str.strip())
+    codes = codes[column.codes]
     filled = [text for text in distinct if text.lower() not in MISSING]
     number_list = re.compile(r"(?:[-+.\deE]+\s*,\s*){7,}[-+.\deE]*")
     if not filled or not all(number_list.fullmatch(text) for text in filled[:50]):
@@ -197,7 +210,7 @@ def _number_lists(values: pd.Series) -> tuple[pd.Series, np.ndarray] | None:
     lost = np.array(
         [array is None and text.lower() not in MISSING for array, text in zip(arrays, distinct, strict=True)]
     )
-    return pd.Series(object_array(arrays)[codes], index=values.index), lost[codes]
+    return object_array(arrays)[codes], lost[codes]
 
 
 def _parse_number_list(text: str) -> np.ndarray | None:
@@ -207,15 +220,6 @@ def _parse_number_list(text: str) -> np.ndarray | None:
     except ValueError:
         return None
     return array if "," in text and np.isfinite(array).all() else None
-
-
-def object_array(values: list) -> np.ndarray:
-    """The values as they are; only whole numbers beyond 64 bits become text, because pandas stumbles over them."""
-    if int in set(map(type, values)):
-        values = [str(value) if isinstance(value, int) and abs(value) >= 2**63 else value for value in values]
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
 
 
 def id_text(value: Any) -> str:

@@ -182,6 +182,28 @@ def test_links_are_followed_before_they_are_trusted(tmp_path, monkeypatch):
     assert leads_out(paths, [inside]).tolist() == [False, *expected.values()]
 
 
+def test_folders_without_links_are_trusted_as_if_each_was_followed(tmp_path):
+    """Against following every path; a parent folder tells only of what stands in it by that very name."""
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for folder in ("plain/u", "plain/v/w", "linked/u", "linked/v"):
+        (inside / folder).mkdir(parents=True)
+        (outside / folder).mkdir(parents=True)
+    (inside / "linked" / "w").symlink_to(outside / "plain")
+    (inside / "plain" / "u" / "1.jpg").symlink_to(outside / "1.jpg")
+    folders = ["", "plain", "plain/u", "plain/v", "plain/v/w", "plain/none", "none/none", "linked/u", "linked/w", "linked/w/u",
+               "linked/w/none", "plain/..", "plain/../linked/w", "plain/v/../../..", ".", "./plain/./u"]  # fmt: skip
+    paths = [
+        os.path.join(root, folder, name)
+        for root in (inside, outside)
+        for folder in folders
+        for name in ("1.jpg", "2.jpg")
+    ]
+    for homes in ([inside], [outside / "plain"], [inside / "plain", outside], ["/"]):
+        real_homes = [os.path.realpath(home).rstrip("/") + "/" for home in homes]
+        expected = [not os.path.realpath(path).startswith(tuple(real_homes)) for path in paths]
+        assert leads_out(paths, homes).tolist() == expected
+
+
 def test_dataset_batches_are_the_items_in_order(tmp_path):
     paths = [save(tmp_path / f"{value}.png", Image.new("RGB", (9, 9), (value, value, value))) for value in range(11)]
     paths.insert(4, str(tmp_path / "missing.png"))

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit import smpd, values
+from kit.columns import Coder, Column, missing_column
 from kit.errors import InputError
 from kit.quality import quality_table
 from kit.run import Run
@@ -207,6 +208,54 @@ def test_odd_values_are_read_and_written_or_refused(changes):
         again = read_release(release.write())
         assert again[["Title", "Alltags"]].equals(posts[["Title", "Alltags"]])
         assert not again["faults"].astype(str).str.contains("Title|Alltags").any()
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(
+    st.sampled_from(["train", "SMP_train_images", ".", "C:", ""]), st.sampled_from(["u", "a/b", "a\\b", "..", ".", " ", "none"]),
+    st.sampled_from(["1", "1.2", "..", ".jpg", " 1", "none"]), st.sampled_from(["", " ", "none", "\\", "/"]),
+), max_size=4))  # fmt: skip
+def test_usual_image_lines_are_read_as_all_others(rows):
+    """Against taking each line apart."""
+    ids = pd.DataFrame([(uid, pid) for _, uid, pid, _ in rows], columns=["Uid", "Pid"])
+    lines = [
+        odd if odd.strip() != odd or odd == "none" else f"{folder}{odd or '/'}{uid}/{pid}.jpg"
+        for folder, uid, pid, odd in rows
+    ]
+    root, source = Path("release"), Path("list.txt")
+    try:
+        steps = [smpd._image_steps(line, pid, "train", f"list.txt, line {row + 1}")
+                 for row, (line, pid) in enumerate(zip(lines, ids["Pid"], strict=True))]  # fmt: skip
+    except InputError as error:
+        with pytest.raises(InputError) as found:
+            smpd._image_paths(lines, ids, root, "train", source)
+        assert str(found.value) == str(error)
+        return
+    expected = [str(root) + "/" + "/".join(path) if path else "" for path in steps]
+    paths, outside = smpd._image_paths(lines, ids, root, "train", source)
+    assert paths == expected and not outside.any()
+
+
+PLAIN_NUMBER = st.one_of(ODD, st.sampled_from([" 5 ", "1_0", "٣", "inf", "1e99999999999", True, 7, 2.5, "", "None"]))
+
+
+@given(st.lists(PLAIN_NUMBER, max_size=8), st.sampled_from(sorted({*values.TEXTS, *values.NUMBERS, *values.DATES})))
+def test_a_value_is_typed_alike_wherever_it_stands(given_values, name):
+    """Different values are typed once: the same as each value in a column of its own."""
+
+    def typed(some):
+        coder = Coder()
+        column = Column(coder.encode(some), coder.distinct())
+        others = dict.fromkeys(smpd.GIVEN, missing_column(len(some)))
+        table, faults = values.type_columns({**others, name: column})
+        return list(pd.Series(table[name])), [
+            {fault for fault in faults if faults[fault][row]} for row in range(len(some))
+        ]
+
+    together, faults = typed(given_values * 2)
+    alone = [typed([value]) for value in given_values] * 2
+    assert list(map(repr, together)) == [repr(value) for (value,), _ in alone]
+    assert faults == [found for _, (found,) in alone]
 
 
 def test_images_where_the_archive_unpacks_them(release):
