@@ -15,8 +15,8 @@ import pandas as pd
 from kit.blend import fit_blend
 from kit.bootstrap import paired_difference
 from kit.errors import InputError
-from kit.features import join_blocks
 from kit.gbdt import FoldResult
+from kit.matrix import join_blocks
 from kit.metrics import over_folds
 from kit.run import Block, Run
 from kit.tables import FUSION, PAPER

@@ -140,22 +140,6 @@ def external_block(posts: pd.DataFrame) -> Block | None:
     )
 
 
-def join_blocks(blocks: list[Block], name: str = "joined") -> Block:
-    """One float32 block with the columns of all blocks side by side; a name that clashes gets its block's in front."""
-    if not blocks:
-        raise InputError("no block to join; name at least one")
-    if len({len(b.values) for b in blocks}) > 1:
-        raise InputError(
-            f"blocks differ in rows: { {b.name: len(b.values) for b in blocks} }; rebuild them from one run"
-        )
-    seen = pd.Series([c for b in blocks for c in b.columns]).value_counts()
-    new = [{c: c if seen[c] == 1 else f"{b.name}:{c}" for c in b.columns} for b in blocks]
-    values = np.concatenate([np.asarray(b.values, dtype=np.float32) for b in blocks], axis=1)
-    columns = [names[c] for b, names in zip(blocks, new, strict=True) for c in b.columns]
-    categorical = [names[c] for b, names in zip(blocks, new, strict=True) for c in b.categorical]
-    return Block(name, values, columns, categorical, " + ".join(b.name for b in blocks))
-
-
 def profile(context: Context) -> pd.DataFrame:
     """Account facts: number of photos, paid account, time zone, lengths of what authors write about themselves.
 

@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import catboost
 import lightgbm
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from kit.errors import InputError
 from kit.folds import TEST, fold_rows, inner_holdout
 from kit.history import LabelHistory
-from kit.learners import LEARNERS, Data
+from kit.learners import LEARNERS, Data, Interrupted
 from kit.linear import RidgeStack
 from kit.metrics import mae, src
 from kit.run import Block, atomic_path, progress, write_json
@@ -79,7 +84,7 @@ def fit_folds(
     """A model per fold, one on all train posts, and what they predict; what is on disk with the same inputs is read back.
 
     Args:
-        block: features of all posts; `features.join_blocks` puts several together.
+        block: features of all posts; `matrix.join_blocks` puts several together.
         target: (n_posts,) label, NaN for test posts.
         folds: (n_posts,) from `folds.make_folds`.
         posts: the posts table, for authors, tags, titles and dates.
@@ -94,7 +99,7 @@ def fit_folds(
         taught: add the columns TAUGHT, made for each fold from the labels of its training side.
         final: fit the model on all train posts that predicts the test part; without it `test` is NaN.
         stop_share: of the training side, held out by author for early stopping; 0 fits exactly `rounds` trees.
-        n_threads: of the library; one less than the idle cores, or waiting threads slow it down many times.
+        n_threads: in all; folds are fitted side by side and share them, because one fit gains little from more threads.
         seed: of sampling and held-out authors.
         device: "cpu" or "gpu", where the library was built for it.
         out_dir: where to keep `fold_<k>.npz`, `final.npz`, the models, `oof.npy`, `test.npy` and `scores.json`.
@@ -120,18 +125,22 @@ def fit_folds(
         "seed": seed,
         "taught": taught,
     }
-    fitter = _Fitter(block, target, posts, settings, n_threads, device)
+    at_once = min(n_folds, n_threads) if device == "cpu" else 1
+    fitter = _Fitter(block, target, posts, settings, n_threads, at_once, device, out_dir)
     text = [
         pd.util.hash_pandas_object(posts[c], index=False).to_numpy() for c in ("Uid", "Title", "Alltags", "Postdate")
     ]
     store = _Store(out_dir, settings, block, target, folds, *text)
-    parts = []
-    for k in progress(range(n_folds), label=f"{model} folds", unit="fold"):
+
+    def fold(k: int) -> dict:
         train_idx, valid_idx = fold_rows(folds, k)
-        parts.append(store.get(f"fold_{k}", fitter, TrainingSide(train_idx, weight[k], copies[k]), valid_idx))
+        return store.get(f"fold_{k}", fitter, TrainingSide(train_idx, weight[k], copies[k]), valid_idx)
+
+    parts = list(progress(_side_by_side(fold, n_folds, fitter), n_folds, label=f"{model} folds", unit="fold"))
     test_idx = np.flatnonzero(folds == TEST)
     test = np.full(len(test_idx), np.nan)
     if final:
+        fitter.at_once = 1
         n_trees = round(np.mean([part["rounds"] for part in parts]))
         side = TrainingSide(np.flatnonzero(folds != TEST), weight[-1], copies[-1])
         test = store.get("final", fitter, side, test_idx, n_trees)["prediction"]
@@ -158,36 +167,52 @@ class TrainingSide:
 
 
 class _Fitter:
-    """The features with room for the taught columns, and how one model is fitted on them."""
+    """The features, prepared when a first fit needs them, and how one model is fitted on them.
 
-    def __init__(self, block: Block, target, posts: pd.DataFrame, settings: dict, n_threads: int, device: str):
-        self._posts, self._settings, self._machine = posts, settings, (n_threads, settings["seed"], device)
-        self._target = target
-        taught = TAUGHT if settings["taught"] else ()
-        self.columns = [*block.columns, *taught]
-        self._coded = np.isin(self.columns, block.categorical)
-        self._n_block = len(block.columns)
-        self._values = np.empty((len(posts), len(self.columns)), dtype=np.float32)
-        self._values[:, : self._n_block] = block.values
-        codes = self._values[:, self._coded]
-        self._values[:, self._coded] = np.where(codes < 0, np.nan, codes)
-        if taught:
-            self._ridge = RidgeStack(block, posts, settings["seed"])
-            self._history = LabelHistory(posts, settings["seed"])
+    Attributes:
+        columns: names of the block's columns and the taught ones.
+        at_once: how many fits share the threads.
+        cancelled: set to end all fits that are under way.
+    """
+
+    def __init__(
+        self, block: Block, target, posts: pd.DataFrame, settings: dict, n_threads: int, at_once: int, device: str,
+        folder: Path | None,
+    ):  # fmt: skip
+        self._block, self._target, self._posts, self._settings = block, target, posts, settings
+        self.n_threads, self._device, self._folder = n_threads, device, folder
+        self._learner = LEARNERS[settings["model"]]
+        self._preparing = threading.Lock()
+        self.columns = [*block.columns, *(TAUGHT if settings["taught"] else ())]
+        self.at_once, self.cancelled = at_once, threading.Event()
+
+    @cached_property
+    def _prepared(self) -> object:
+        coded = np.isin(self._block.columns, self._block.categorical)
+        data = Data(self._block.values, coded, self._target)
+        return self._learner.prepare(
+            data, self._settings["params"], self.n_threads, self._settings["seed"], self._device
+        )
+
+    @cached_property
+    def _teachers(self) -> tuple[RidgeStack, LabelHistory]:
+        seed = self._settings["seed"]
+        return RidgeStack(self._block, self._posts, seed, self._folder), LabelHistory(self._posts, seed)
 
     def fit(self, side: TrainingSide, predict_idx: np.ndarray, n_trees: int | None = None) -> tuple[dict, object]:
         """Predictions for predict_idx, gain, rounds and seconds of a model taught by a training side; and its learner.
 
         The number of trees is n_trees, or else found on authors of the side that are held out for it.
         """
-        started = time.perf_counter()
         rows = _some(side.kept(side.rows))
-        if self._settings["taught"]:
-            counted = side.weight * side.copies
-            self._values[:, self._n_block] = self._ridge.column(self._target, rows, counted)
-            self._values[:, self._n_block + 1 :] = self._history.columns(self._target, rows)
-        data = Data(self._values, self._coded, self._target, side.weight)
-        learner = LEARNERS[self._settings["model"]](data, self._settings["params"], *self._machine)
+        with self._preparing:  # once, whichever fit comes first
+            prepared, teachers = self._prepared, self._teachers if self._settings["taught"] else None
+        started = time.perf_counter()
+        taught = None
+        if teachers:
+            ridge = teachers[0].column(self._target, rows, side.weight * side.copies)
+            taught = np.column_stack([ridge, teachers[1].columns(self._target, rows)])
+        learner = self._learner(prepared, taught, side.weight, self.n_threads // self.at_once, self.cancelled.is_set)
         n_trees = n_trees or self._count_trees(learner, side)
         learner.fit(side.copied(rows), n_trees)
         part = {"prediction": learner.predict(predict_idx), "gain": learner.gain(), "rounds": n_trees}
@@ -204,14 +229,35 @@ class _Fitter:
         return max(1, learner.fit(side.copied(fit_idx), rounds, stop_idx, self._settings["patience"]))
 
 
+def _side_by_side(fold: Callable[[int], dict], n_folds: int, fitter: _Fitter) -> Iterator[dict]:
+    """What `fold` returns for each fold, in order; where one fails or somebody interrupts, the others are ended, too."""
+    if fitter.at_once == 1:
+        yield from map(fold, range(n_folds))
+        return
+    with (
+        ThreadPoolExecutor(fitter.at_once) as pool,
+        threadpool_limits(max(1, fitter.n_threads // fitter.at_once), "blas"),
+    ):
+        waiting = [pool.submit(fold, k) for k in range(n_folds)]
+        try:
+            for future in waiting:
+                yield future.result()
+        except BaseException as error:
+            fitter.cancelled.set()
+            pool.shutdown(cancel_futures=True)
+            if isinstance(error, Interrupted):  # of a fold that was ended because of another one
+                raise next(e for e in (f.exception() for f in waiting if f.done() and not f.cancelled()) if e) from None
+            raise
+
+
 class _Store:
     """Finished fits in a folder, each with a hash of all it depends on; without a folder nothing is kept."""
 
     def __init__(self, out_dir: Path | None, settings: dict, block: Block, *arrays: np.ndarray):
         self._dir = Path(out_dir) if out_dir else None
         if self._dir:
-            described = {**settings, "columns": block.columns, "categorical": block.categorical}
-            self._key = _hash(described, block.values, *arrays)
+            described = {**settings, "columns": block.columns, "categorical": block.categorical, "values": block.digest}
+            self._key = _hash(described, *arrays)
 
     def get(self, name: str, fitter: _Fitter, side: TrainingSide, predict_idx: np.ndarray, n_trees: int | None = None):
         """The fit's numbers: read back where its key fits, else made and kept, the model first."""
@@ -246,8 +292,7 @@ def _hash(settings: dict, *arrays: np.ndarray) -> str:
     hasher = hashlib.blake2b(json.dumps([settings, versions], sort_keys=True, default=str).encode(), digest_size=16)
     for array in arrays:
         hasher.update(f"{array.shape}{array.dtype}".encode())
-        for start in range(0, len(array), 16_384):  # by pieces: a block may be larger than memory
-            hasher.update(np.ascontiguousarray(array[start : start + 16_384]).tobytes())
+        hasher.update(np.ascontiguousarray(array).data)
     return hasher.hexdigest()
 
 

@@ -6,6 +6,9 @@ along a trend. Taught inside each fold, its prediction is the strongest single c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from scipy import sparse
@@ -13,6 +16,7 @@ from scipy.sparse.linalg import LinearOperator, lsmr
 from sklearn.feature_extraction.text import TfidfTransformer
 
 from kit.folds import make_folds
+from kit.matrix import Scratch, pieces
 from kit.run import Block
 from kit.text_features import long_tags, tag_matrix, title_terms
 
@@ -31,13 +35,14 @@ class Design:
     Args:
         block: features of all posts; numbers are standardised over all posts, missing ones become the mean.
         posts: the posts table; `Title` and `Alltags` are read.
+        folder: where the standardised numbers are kept, in a file that goes with this object.
     """
 
-    def __init__(self, block: Block, posts: pd.DataFrame):
+    def __init__(self, block: Block, posts: pd.DataFrame, folder: Path | None = None):
         coded = np.isin(block.columns, block.categorical)
-        self._dense = _standardised(np.asarray(block.values)[:, ~coded])
+        self._dense, codes = _standardised(block.values, coded, folder)
         tags = tag_matrix(long_tags(posts["Alltags"]), len(posts))
-        parts = [_one_hot(codes) * CODE_SCALE for codes in np.asarray(block.values)[:, coded].T]
+        parts = [_one_hot(column) * CODE_SCALE for column in codes.T]
         parts += [
             TfidfTransformer().fit_transform(part) * TEXT_SCALE
             for part in (tags, title_terms(posts["Title"]))
@@ -85,12 +90,12 @@ class RidgeStack:
     """Ridge predictions as a column for trees: for taught posts from models that have not seen their authors.
 
     Args:
-        block, posts: as for `Design`.
+        block, posts, folder: as for `Design`.
         seed: of the author-disjoint parts.
     """
 
-    def __init__(self, block: Block, posts: pd.DataFrame, seed: int = 0):
-        self._design, self._posts, self._seed = Design(block, posts), posts[["Uid", "Postdate"]], seed
+    def __init__(self, block: Block, posts: pd.DataFrame, seed: int = 0, folder: Path | None = None):
+        self._design, self._posts, self._seed = Design(block, posts, folder), posts[["Uid", "Postdate"]], seed
 
     def column(self, target: np.ndarray, train_idx: np.ndarray, weight: np.ndarray) -> np.ndarray:
         """(n_posts,) float32 predictions in the units of the label, taught by the labels of train_idx alone.
@@ -123,17 +128,31 @@ class RidgeStack:
         return self._design.predict(*self._design.fit(target, weight, alpha))
 
 
-def _standardised(values: np.ndarray) -> np.ndarray:
-    """(n, d) float32 of mean 0 and standard deviation COLUMN_SCALE, clipped; missing becomes 0."""
-    out = np.array(values, dtype=np.float32)
-    out[~np.isfinite(out)] = np.nan
-    if not out.size:
-        return out
-    given = np.maximum((~np.isnan(out)).sum(axis=0), 1)
-    out -= np.nansum(out, axis=0, dtype=np.float64).astype(np.float32) / given.astype(np.float32)
-    spread = np.sqrt(np.nansum(out**2, axis=0, dtype=np.float64) / given)
-    out /= np.where(spread > 0, spread, 1).astype(np.float32)
-    return np.nan_to_num(np.clip(out, -CLIP, CLIP), copy=False) * np.float32(COLUMN_SCALE)
+def _standardised(values: np.ndarray, coded: np.ndarray, folder: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers (n, d) float32 of mean 0 and deviation COLUMN_SCALE, clipped, missing 0; and the coded columns (n, c)."""
+    n, d = values.shape
+
+    def numbers() -> Iterator[np.ndarray]:
+        for piece in pieces(n, d):
+            taken = np.array(values[piece][:, ~coded], dtype=np.float32)
+            taken[~np.isfinite(taken)] = np.nan
+            yield taken
+
+    n_given, total, square = np.zeros((3, d - coded.sum()))
+    for taken in numbers():
+        n_given += (~np.isnan(taken)).sum(axis=0)
+        total += np.nansum(taken, axis=0, dtype=np.float64)
+    n_given = np.maximum(n_given, 1)
+    mean = (total / n_given).astype(np.float32)
+    for taken in numbers():
+        square += np.nansum((taken - mean) ** 2, axis=0, dtype=np.float64)
+    spread = np.sqrt(square / n_given)
+    scale = np.where(spread > 0, spread, 1).astype(np.float32)
+    scratch = Scratch((n, len(mean)), folder)
+    for taken in numbers():
+        taken = np.clip((taken - mean) / scale, -CLIP, CLIP)
+        scratch.append(np.nan_to_num(taken, copy=False) * np.float32(COLUMN_SCALE))
+    return scratch.array(), np.concatenate([values[piece][:, coded] for piece in pieces(n, d)])
 
 
 def _one_hot(codes: np.ndarray) -> sparse.csr_matrix:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -71,6 +72,14 @@ class Block:
             raise ValueError(f"block {self.name}: column names appear twice: {twice[:5]}")
         if unknown := sorted(set(self.categorical) - set(self.columns)):
             raise ValueError(f"block {self.name}: categorical columns not among its columns: {unknown[:5]}")
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of the values."""
+        hasher = hashlib.blake2b(f"{self.values.shape}{self.values.dtype}".encode(), digest_size=16)
+        for start in range(0, len(self.values), 4096):  # by pieces: a block may be larger than memory
+            hasher.update(np.ascontiguousarray(self.values[start : start + 4096]).data)
+        return hasher.hexdigest()
 
 
 class Run:

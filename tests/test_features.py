@@ -8,7 +8,8 @@ import pytest
 
 from kit import features, text_features
 from kit.errors import InputError
-from kit.features import FAMILIES, Context, external_block, join_blocks, statistic_block
+from kit.features import FAMILIES, Context, external_block, statistic_block
+from kit.matrix import join_blocks
 from kit.run import Block
 from tests.tiny import tiny_block, tiny_posts
 
