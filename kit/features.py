@@ -106,14 +106,21 @@ def block_of(
         what = f"unknown feature families {unknown}" if families else "no feature family is chosen"
         raise InputError(f"block {name}: {what}; choose from {', '.join(known)}")
     split = context.posts["split"]
-    frames = [as_learnt(known[family](context), split, family == "posting_time") for family in families]
-    frame = varying(pd.concat([*frames, *extra], axis=1))
-    if frame.shape[1] == 0:
+    frames = [varying(as_learnt(known[family](context), split, family == "posting_time")) for family in families]
+    frames += [varying(frame) for frame in extra]
+    columns = [name for frame in frames for name in frame]
+    if not columns:
         raise InputError(
             f"no column of the families {families} varies over the {len(split)} posts: nothing to learn from"
         )
-    categorical = [c for c in frame if c.endswith("_code")]
-    return Block(name, frame.to_numpy(np.float32), list(frame), categorical, f"posts table: {', '.join(families)}")
+    values = np.empty((len(split), len(columns)), dtype=np.float32)
+    end = len(columns)
+    while frames:  # the last first, each freed once copied
+        frame = frames.pop()
+        values[:, end - frame.shape[1] : end] = frame
+        end -= frame.shape[1]
+    categorical = [column for column in columns if column.endswith("_code")]
+    return Block(name, values, columns, categorical, f"posts table: {', '.join(families)}")
 
 
 def external_block(posts: pd.DataFrame) -> Block | None:
@@ -316,18 +323,24 @@ def numbered(prefix: str, values: np.ndarray) -> pd.DataFrame:
 def as_learnt(frame: pd.DataFrame, split: pd.Series, is_time: bool = False) -> pd.DataFrame:
     """The frame as float32, without columns that leave the train range for most test posts (unless they tell the time)."""
     frame = frame.astype(np.float32)
-    train, test = frame[(split == "train").to_numpy()], frame[(split == "test").to_numpy()]
+    train, test = (np.flatnonzero(split == part) for part in ("train", "test"))
     if is_time or not len(test):
         return frame
-    outside = ((test < train.min()) | (test > train.max())).mean()
-    return frame.loc[:, outside <= OUTSIDE_SHARE]
+
+    def outside(values: np.ndarray) -> float:
+        low, high = (reduce(values[train], initial=np.nan) for reduce in (np.fmin.reduce, np.fmax.reduce))
+        return ((values[test] < low) | (values[test] > high)).mean()
+
+    return frame[[name for name, column in frame.items() if outside(column.to_numpy()) <= OUTSIDE_SHARE]]
 
 
 def varying(frame: pd.DataFrame) -> pd.DataFrame:
     """Without the columns that hold one value, or nothing, in every row."""
-    values = frame.to_numpy(np.float32)
-    same = ((values == values[:1]) | (np.isnan(values) & np.isnan(values[:1]))).all(axis=0)
-    return frame.loc[:, ~same]
+
+    def varies(values: np.ndarray) -> bool:
+        return len(values) > 0 and not ((values == values[0]) | (np.isnan(values) & np.isnan(values[0]))).all()
+
+    return frame[[name for name, column in frame.items() if varies(column.to_numpy(np.float32))]]
 
 
 def _cross_ratios(raw: pd.DataFrame) -> pd.DataFrame:
