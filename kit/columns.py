@@ -9,8 +9,9 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-ENOUGH, MOSTLY = 1000, 0.9  # after so many rows, with such a share of different values, no more are looked for
+SAMPLE, MOSTLY = 10_000, 0.9  # of so many texts so many differ: then texts that return are not worth looking for
 AS_THEY_ARE = {str, int, type(None)}  # equal values of these types are the same value; 1.0 and True equal 1 and are not
 
 
@@ -19,72 +20,97 @@ class Column:
     """The values of a column, `distinct[codes]`.
 
     Attributes:
-        codes: (n,) int32, for each row the place of its value in `distinct`.
-        distinct: (m,) object. A value may stand there twice, or be that of no row.
+        codes: (n,) int32, for each row the place of its value among the different ones.
+        kept: (m,) the different values, of any type (object) or texts (Arrow). A value may stand there twice, or be that of
+            no row.
     """
 
     codes: np.ndarray
-    distinct: np.ndarray
+    kept: np.ndarray | pa.Array
 
     def __len__(self) -> int:
         return len(self.codes)
 
+    @property
+    def distinct(self) -> np.ndarray:
+        """(m,) object; made anew at each call, because texts take less room as they are kept."""
+        return self.kept if isinstance(self.kept, np.ndarray) else self.kept.to_numpy(zero_copy_only=False)
+
+    def is_text_of(self, other: Column) -> bool:
+        """Whether both columns hold the same texts in the same form; False proves nothing."""
+        return (
+            isinstance(self.kept, pa.Array)
+            and isinstance(other.kept, pa.Array)
+            and np.array_equal(self.codes, other.codes)
+            and self.kept.equals(other.kept)
+        )
+
     def completed_by(self, other: Column) -> Column:
         """The column with missing values (None, NaN) taken from the other."""
-        missing = np.array([value is None or value != value for value in self.distinct], dtype=bool)
-        codes = np.where(missing[self.codes], other.codes + np.int32(len(self.distinct)), self.codes)
-        return Column(codes, np.concatenate([self.distinct, other.distinct]))
+        known = self.distinct
+        missing = np.array([value is None or value != value for value in known], dtype=bool)
+        codes = np.where(missing[self.codes], other.codes + np.int32(len(known)), self.codes)
+        return Column(codes, np.concatenate([known, other.distinct]))
 
 
-class Coder:
-    """A code for each different value, in order of first appearance; values may be lists and tables."""
+class ColumnBuilder:
+    """A column from its values, some at a time. Texts go to Arrow, which needs neither Python's memory nor its dicts."""
+
+    def __init__(self) -> None:
+        self._texts: list[pa.Array] = []
+        self._any: _AnyBuilder | None = None  # from the first value on that is neither text nor None
+
+    def add(self, values: list) -> None:
+        if self._any is None:
+            try:
+                self._texts.append(pa.array(values, pa.large_string()))
+                return
+            except (pa.ArrowException, TypeError, ValueError, OverflowError):  # another type, or half a surrogate pair
+                self._any = _AnyBuilder()
+                for texts in self._texts:
+                    self._any.add(texts.to_pylist())
+                self._texts.clear()
+        self._any.add(values)
+
+    def build(self) -> Column:
+        return self._any.build() if self._any else self._build_texts()
+
+    def _build_texts(self) -> Column:
+        texts = pa.chunked_array(self._texts, pa.large_string()).combine_chunks()
+        self._texts.clear()
+        head = texts.slice(0, SAMPLE)
+        if len(head.unique()) > MOSTLY * len(head):
+            return Column(np.arange(len(texts), dtype=np.int32), texts)
+        coded = texts.dictionary_encode(null_encoding="encode")
+        return Column(coded.indices.to_numpy(), coded.dictionary)
+
+
+class _AnyBuilder:
+    """The same for values of any type, lists and tables included."""
 
     def __init__(self) -> None:
         self._code_of: dict[Any, int] = defaultdict(count().__next__)
         self._values: dict[tuple, Any] = {}  # by what stands for them among the keys of _code_of
-        self._rest: list = []  # of a column of nearly nothing but different values
-        self._n_rows = 0
+        self._codes: list[np.ndarray] = []
 
-    def encode(self, values: list) -> np.ndarray:
-        """(n,) int32 codes."""
-        if self._n_rows > ENOUGH and len(self._code_of) > MOSTLY * self._n_rows:
-            start = len(self._code_of) + len(self._rest)
-            self._rest.extend(values)
-            return np.arange(start, start + len(values), dtype=np.int32)
-        self._n_rows += len(values)
+    def add(self, values: list) -> None:
         if not set(map(type, values)) <= AS_THEY_ARE:
             values = [value if type(value) in AS_THEY_ARE else self._key(value) for value in values]
-        return np.fromiter(map(self._code_of.__getitem__, values), np.int32, len(values))
+        self._codes.append(np.fromiter(map(self._code_of.__getitem__, values), np.int32, len(values)))
 
     def _key(self, value: Any) -> tuple:
         key = (repr(value),)
         self._values.setdefault(key, value)
         return key
 
-    def distinct(self) -> np.ndarray:
-        """(m,) object: the value of each code."""
-        values = list(self._code_of)
-        if self._values:
-            values = [self._values[key] if type(key) is tuple else key for key in values]
-        return object_array(values + self._rest)
+    def build(self) -> Column:
+        values = [self._values[key] if type(key) is tuple else key for key in self._code_of]
+        return Column(np.concatenate(self._codes), object_array(values))
 
 
-class Follower:
-    """A coder for values that are probably those of a known column, which is cheaper to see than to code them anew."""
-
-    def __init__(self, known: Column) -> None:
-        self._known, self._n_rows = known, 0
-
-    def encode(self, values: list) -> np.ndarray:
-        """(n,) int32 codes of the known column; ValueError if it goes on in another way."""
-        codes = self._known.codes[self._n_rows : self._n_rows + len(values)]
-        self._n_rows += len(values)
-        if set(map(type, values)) != {str} or values != self._known.distinct[codes].tolist():
-            raise ValueError("another column")
-        return codes
-
-    def distinct(self) -> np.ndarray:
-        return self._known.distinct
+def free_memory() -> None:
+    """What Arrow no longer uses goes back to the system; otherwise it waits for more texts that do not come."""
+    pa.default_memory_pool().release_unused()
 
 
 def missing_column(n_rows: int) -> Column:
@@ -93,9 +119,11 @@ def missing_column(n_rows: int) -> Column:
 
 def join_columns(columns: Sequence[Column]) -> Column:
     """The rows of several columns, one after the other."""
-    starts = np.cumsum([0, *(len(column.distinct) for column in columns[:-1])], dtype=np.int32)
-    codes = [column.codes + start for column, start in zip(columns, starts, strict=True)]
-    return Column(np.concatenate(codes), np.concatenate([column.distinct for column in columns]))
+    starts = np.cumsum([0, *(len(column.kept) for column in columns[:-1])], dtype=np.int32)
+    codes = np.concatenate([column.codes + start for column, start in zip(columns, starts, strict=True)])
+    if all(isinstance(column.kept, pa.Array) for column in columns):
+        return Column(codes, pa.concat_arrays([column.kept for column in columns]))
+    return Column(codes, np.concatenate([column.distinct for column in columns]))
 
 
 def object_array(values: list) -> np.ndarray:

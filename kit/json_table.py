@@ -1,7 +1,7 @@
 """The table in a JSON file: a list of rows, or ``{column: {row: value}}`` as pandas writes it.
 
-A file is parsed in pieces of a few hundred rows, so that it never stands in memory as half a million Python tables, and
-small pieces stay in the processor's cache. Where a piece ends is guessed and then proven: a piece that was cut inside a
+A file is parsed in pieces of some hundred rows: so it never stands in memory as half a million Python tables, and a piece
+stays in the processor's cache. Where a piece ends is guessed and then proven: a piece that was cut inside a
 text or inside a value is no JSON. Whatever cannot be read so, or has another form, is read as a whole, slower, and that is
 where every fault is named.
 """
@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Set
-from itertools import chain, groupby, product
+from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-from kit.columns import Coder, Column, Follower, missing_column
+from kit.columns import Column, ColumnBuilder, free_memory, missing_column
 from kit.errors import InputError
 
-PIECE = 20_000  # bytes
+PIECE = 100_000  # bytes
 BLANK = rb"[ \t\r\n]*"  # what JSON takes for white space
 ROW_END = re.compile(rb"\}" + BLANK + b"(," + BLANK + rb")(?=\{)")
 VALUE_END = re.compile(b"(," + BLANK + rb')(?="\d+"' + BLANK + b":)")
@@ -33,25 +32,24 @@ COLUMN_END = re.compile(rb"\}" + BLANK + b"(?:,(?=" + COLUMN_START.pattern + rb"
 Parser = Callable[[bytes], Any]
 
 
-def read_json_table(path: Path, wanted: Set[str], known: dict[str, Column]) -> dict[str, Column]:
+def read_json_table(path: Path, wanted: Set[str]) -> dict[str, Column]:
     """The columns of a JSON file by name, values as they stand there.
 
     Args:
         path: the file.
         wanted: names of columns; any other stands in the result as one without values.
-        known: columns that probably stand in this file, too, and are then kept once.
     Raises:
         InputError: the file is no JSON, no table, or without rows.
     """
-    parsers = (orjson.loads, json.loads)  # NaN and unpaired surrogates are no JSON for orjson
-    for parse, followed in product(parsers, (known, {})):
-        followers = {name: Follower(column) for name, column in followed.items()}
+    for parse in (orjson.loads, json.loads):  # NaN and unpaired surrogates are no JSON for orjson
         try:
-            return _read_pieces(path, parse, wanted, defaultdict(Coder, followers))
+            return _read_pieces(path, parse, wanted)
         except (ValueError, RecursionError):
             pass
+        finally:
+            free_memory()
     try:
-        return _read_whole(path, wanted, defaultdict(Coder))
+        return _read_whole(path, wanted)
     except RecursionError as error:
         raise _not_flat(path, error) from error
 
@@ -66,13 +64,13 @@ def read_bytes(path: Path) -> bytes:
 # --- in pieces --------------------------------------------------------------------------------------------------------
 
 
-def _read_pieces(path: Path, parse: Parser, wanted: Set[str], coders: dict[str, Coder | Follower]) -> dict[str, Column]:
+def _read_pieces(path: Path, parse: Parser, wanted: Set[str]) -> dict[str, Column]:
     """Raises ValueError for what cannot be read in pieces."""
     raw = read_bytes(path).strip(b" \t\r\n")
     if raw[:1] == b"[" and raw[-1:] == b"]":
-        return _columns_of_rows(_pieces(raw, 1, len(raw) - 1, ROW_END, parse, b"[]"), wanted, coders)
+        return _columns_of_rows(_pieces(raw, 1, len(raw) - 1, ROW_END, parse, b"[]"), wanted)
     if raw[:1] == b"{":
-        return _columns_of_table(_column_pieces(raw, parse), wanted, coders)
+        return _columns_of_table(_column_pieces(raw, parse), wanted)
     raise ValueError("neither rows nor columns")
 
 
@@ -103,24 +101,23 @@ def _column_pieces(raw: bytes, parse: Parser) -> Iterator[tuple[str, dict]]:
         raise ValueError("not only columns by row")
 
 
-def _columns_of_rows(
-    pieces: Iterable[list], wanted: Set[str], coders: dict[str, Coder | Follower]
-) -> dict[str, Column]:
+def _columns_of_rows(pieces: Iterable[list], wanted: Set[str]) -> dict[str, Column]:
     """Columns in order of first appearance; a row without a name has None there."""
     names: dict[str, None] = {}
-    codes: dict[str, list[np.ndarray]] = {}
+    builders: dict[str, ColumnBuilder] = {}
     n_rows = 0
     for rows in pieces:
         if set(map(type, rows)) != {dict}:
             raise ValueError("not only rows")
         columns = _transpose(rows)
         names.update(dict.fromkeys(columns))
-        for name in names.keys() & wanted - codes.keys():
-            codes[name] = [coders[name].encode([None] * n_rows)] if n_rows else []
-        for name, parts in codes.items():
-            parts.append(coders[name].encode(columns.get(name, [None] * len(rows))))
+        for name in names.keys() & wanted - builders.keys():
+            builders[name] = ColumnBuilder()
+            builders[name].add([None] * n_rows)
+        for name, builder in builders.items():
+            builder.add(columns.get(name) or [None] * len(rows))
         n_rows += len(rows)
-    return {name: _column(codes.get(name), coders[name], n_rows) for name in names}
+    return {name: builders[name].build() if name in builders else missing_column(n_rows) for name in names}
 
 
 def _transpose(rows: list[dict]) -> dict[str, list]:
@@ -132,24 +129,22 @@ def _transpose(rows: list[dict]) -> dict[str, list]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _columns_of_table(
-    pieces: Iterable[tuple[str, dict]], wanted: Set[str], coders: dict[str, Coder | Follower]
-) -> dict[str, Column]:
+def _columns_of_table(pieces: Iterable[tuple[str, dict]], wanted: Set[str]) -> dict[str, Column]:
     keys: list[str] = []  # of the rows, as in the first column
     columns: dict[str, Column] = {}
     for name, group in groupby(pieces, key=itemgetter(0)):
-        n_rows, codes = 0, []
+        n_rows, builder = 0, ColumnBuilder()
         for _, piece in group:
             if not columns:
                 keys.extend(piece)
             if name in columns or list(piece) != keys[n_rows : n_rows + len(piece)]:
                 raise ValueError("a column that appears twice, or has other rows than the first")
             if name in wanted:
-                codes.append(coders[name].encode(list(piece.values())))
+                builder.add(list(piece.values()))
             n_rows += len(piece)
         if n_rows != len(keys):
             raise ValueError("fewer rows than in the first column")
-        columns[name] = _column(codes, coders[name], n_rows)
+        columns[name] = builder.build() if name in wanted else missing_column(n_rows)
     if len(set(keys)) < len(keys):
         raise ValueError("a row that appears twice")
     return _in_row_order(columns, keys)
@@ -161,22 +156,18 @@ def _in_row_order(columns: dict[str, Column], keys: list[str]) -> dict[str, Colu
     if numbers == keys or set(numbers) != set(keys):
         return columns
     order = np.argsort(np.array(keys, dtype=np.int64))
-    return {name: Column(column.codes[order], column.distinct) for name, column in columns.items()}
-
-
-def _column(codes: list[np.ndarray] | None, coder: Coder | Follower, n_rows: int) -> Column:
-    return Column(np.concatenate(codes), coder.distinct()) if codes else missing_column(n_rows)
+    return {name: Column(column.codes[order], column.kept) for name, column in columns.items()}
 
 
 # --- as a whole -------------------------------------------------------------------------------------------------------
 
 
-def _read_whole(path: Path, wanted: Set[str], coders: dict[str, Coder | Follower]) -> dict[str, Column]:
+def _read_whole(path: Path, wanted: Set[str]) -> dict[str, Column]:
     content = _parse_json(path)
     if not content:
         raise InputError(f"{path} holds no posts: this release is empty")
     if isinstance(content, dict):
-        return _columns_of_table(_whole_columns(content, path), wanted, coders)
+        return _columns_of_table(_whole_columns(content, path), wanted)
     if not isinstance(content, list):
         raise InputError(
             f"{path} holds a JSON {type(content).__name__}; expected a list of posts or a table by columns"
@@ -184,7 +175,7 @@ def _read_whole(path: Path, wanted: Set[str], coders: dict[str, Coder | Follower
     for i, row in enumerate(content):
         if not isinstance(row, dict):
             raise InputError(f"{path}, row {i}: expected one post as {{name: value}}, found {str(row)[:60]!r}")
-    return _columns_of_rows([content], wanted, coders)
+    return _columns_of_rows([content], wanted)
 
 
 def _parse_json(path: Path) -> Any:

@@ -177,11 +177,7 @@ def _read_part(root: Path, part: str) -> tuple[pd.DataFrame, dict[str, Column]]:
     paths = {role: _find_file(root, part, role) for role in (*JSON_ROLES, "images")}
     if part == "train":
         paths["label"] = _find_file(root, part, "label")
-    tables: dict[str, dict[str, Column]] = {}
-    ids: dict[str, Column] = {}
-    for role in JSON_ROLES:
-        tables[role] = _read_table(paths[role], NEEDED[role], ids)
-        ids = ids or {name: tables[role][name] for name in ("Uid", "Pid") if name in tables[role]}
+    tables = {role: _read_table(paths[role], NEEDED[role]) for role in JSON_ROLES}
     lines = {role: _read_lines(path) for role, path in paths.items() if path.suffix == ".txt"}
     n_posts = _n_rows(tables[JSON_ROLES[0]])
     _drop_blank_end(lines, n_posts)
@@ -201,8 +197,8 @@ def _n_rows(table: dict[str, Column]) -> int:
     return len(next(iter(table.values()), ()))
 
 
-def _read_table(path: Path, needed: Iterable[str], known: dict[str, Column]) -> dict[str, Column]:
-    table = _correct_names(read_json_table(path, {*COLUMNS, *SPELLINGS}, known))
+def _read_table(path: Path, needed: Iterable[str]) -> dict[str, Column]:
+    table = _correct_names(read_json_table(path, {*COLUMNS, *SPELLINGS}))
     if absent := [name for name in needed if name not in table]:
         held = ", ".join(table).encode("utf-8", "replace").decode()[:500]
         raise InputError(
@@ -282,7 +278,7 @@ def _refuse_odd_ids(ids: pd.DataFrame, path: Path) -> None:
 
 
 def _check_same(ids: pd.Series, found: Column, reference: Column, path: Path, reference_path: Path) -> None:
-    if found.distinct is reference.distinct and np.array_equal(found.codes, reference.codes):
+    if found.is_text_of(reference):
         return
     texts = _as_id(found)
     wrong = np.flatnonzero(texts != ids.to_numpy())
@@ -343,9 +339,10 @@ def _image_paths(
     unpacked = f"SMP_{part}_images"
     folder = unpacked if not (root / part).is_dir() and (root / unpacked).is_dir() else part
     start = os.path.join(root, folder, "")
-    plain = {uid for uid in set(ids["Uid"]) if "/" not in uid and "\\" not in uid and uid != ".."}
+    uids, pids = ids["Uid"].tolist(), ids["Pid"].tolist()
+    plain = {uid for uid in set(uids) if "/" not in uid and "\\" not in uid and uid != ".."}
     paths = []
-    for row, (line, uid, pid) in enumerate(zip(lines, ids["Uid"], ids["Pid"], strict=True)):
+    for row, (line, uid, pid) in enumerate(zip(lines, uids, pids, strict=True)):
         if line == f"{part}/{uid}/{pid}.jpg" and uid in plain:
             paths.append(f"{start}{uid}{os.sep}{pid}.jpg")
             continue

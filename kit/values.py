@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kit.columns import Column, missing_column, object_array
+from kit.columns import Column, free_memory, missing_column, object_array
 
 CATEGORIES = ("Category", "Subcategory", "Concept", "Mediatype", "Mediastatus", "timezone_id")
 TEXTS = ("Title", "Alltags", "Pathalias")
@@ -46,6 +46,8 @@ def type_columns(columns: dict[str, Column]) -> tuple[dict[str, Any], dict[str, 
         texts, found = _as_text(column.distinct)
         faults |= {f"{name} {fault}": odd[column.codes] for fault, odd in found.items()}
         typed[name] = object_array(texts)[column.codes] if name in TEXTS else _as_category(texts, column.codes)
+        del column
+        free_memory()
     for name in NUMBERS:
         low, high = POSSIBLE.get(name, (-LARGEST, LARGEST))
         fault = f"{name} is no number from {low:,.0f} to {high:,.0f} {TAKEN}"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit import smpd, values
-from kit.columns import Coder, Column, missing_column
+from kit.columns import ColumnBuilder, missing_column
 from kit.errors import InputError
 from kit.quality import quality_table
 from kit.run import Run
@@ -244,10 +244,10 @@ def test_a_value_is_typed_alike_wherever_it_stands(given_values, name):
     """Different values are typed once: the same as each value in a column of its own."""
 
     def typed(some):
-        coder = Coder()
-        column = Column(coder.encode(some), coder.distinct())
+        builder = ColumnBuilder()
+        builder.add(some)
         others = dict.fromkeys(smpd.GIVEN, missing_column(len(some)))
-        table, faults = values.type_columns({**others, name: column})
+        table, faults = values.type_columns({**others, name: builder.build()})
         return list(pd.Series(table[name])), [
             {fault for fault in faults if faults[fault][row]} for row in range(len(some))
         ]
