@@ -21,8 +21,9 @@ import pandas as pd
 import psutil
 
 from kit import smpd, stamps
+from kit.devices import usable_cores
 from kit.errors import InputError
-from kit.execute import lock_holder, usable_cores
+from kit.execute import lock_holder
 from kit.images import decode_image, file_state
 from kit.run import PROJECT_ROOT, check_writable, read_json, resolve, shown
 
@@ -142,7 +143,9 @@ def machine() -> Iterator[Finding]:
     devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     if devices:
         names = ", ".join(f"cuda:{i} {d.name} ({d.total_memory / GB:.0f} GB)" for i, d in enumerate(devices))
-        yield Finding("device", f"{names}: used by 02, 03 and the encoders of 04; boosters run on the CPU")
+        yield Finding(
+            "device", f"{names}: used by 02, 03, the encoders of 04, and by CatBoost for many posts (06.device)"
+        )
     elif shutil.which("nvidia-smi"):
         yield Finding("device", f"CPU only: torch {torch.__version__} finds no CUDA device, though a driver is installed",
                       "look at nvidia-smi and CUDA_VISIBLE_DEVICES, or install torch for CUDA (pytorch.org)")  # fmt: skip

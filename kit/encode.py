@@ -34,6 +34,7 @@ MIN_COSINE = 0.999  # of every probed row in half precision with the same row in
 MIN_SPEEDUP = 1.2  # below this the timing may be noise, and float32 is the safer choice
 MIN_PROBE_ITEMS = 512  # fewer items are encoded before a probe has paid for itself
 SHARD_IMAGES, SHARD_TEXTS = 2048, 8192
+SECONDS_BETWEEN_LOOKS = 0.5  # for shards that other processes have finished
 
 Tick = Callable[[int], object]  # told how many more items are done
 
@@ -331,15 +332,17 @@ def _run(job: Job, items_stamp: str, precision: str, devices: list[str], label: 
     """Make the missing shards and read all: values (n_items, d) float16, reasons (n_items,) object."""
     _open_folder(job, items_stamp, precision, devices[0], label)
     missing = [index for index in range(job.n_shards) if not job.shard_path(index).is_file()]
+    bar = progress(range(sum(len(job.shard_items(index)) for index in missing)), label=f"encode {label}", unit=label)
+
+    def tick(n_items: int) -> None:
+        deque(islice(bar, n_items), maxlen=0)
+
     if len(devices) > 1 and len(missing) > 1:
-        torch.multiprocessing.spawn(_work, args=(job, missing, devices), nprocs=min(len(devices), len(missing)))
+        _share(job, missing, devices[: len(missing)], tick)
     else:
-        bar = progress(
-            range(sum(len(job.shard_items(index)) for index in missing)), label=f"encode {label}", unit=label
-        )
         for index in missing:
-            encode_shard(job, index, devices[0], tick=lambda n: deque(islice(bar, n), maxlen=0))
-        next(bar, None)  # closes the bar
+            encode_shard(job, index, devices[0], tick)
+    next(bar, None)  # closes the bar
     job.modules.clear()
     shards = [np.load(job.shard_path(index)) for index in range(job.n_shards)]
     return np.concatenate([shard["values"] for shard in shards]), np.concatenate(
@@ -347,10 +350,27 @@ def _run(job: Job, items_stamp: str, precision: str, devices: list[str], label: 
     )
 
 
-def _work(rank: int, job: Job, indices: list[int], devices: list[str]) -> None:
-    """One process per device takes every n-th missing shard."""
-    for index in indices[rank :: len(devices)]:
-        encode_shard(job, index, devices[rank])
+def _share(job: Job, indices: list[int], devices: list[str], tick: Tick) -> None:
+    """Make shards with one process per device; each takes the next one when it is free, so that none waits for a slow one."""
+    taken = torch.multiprocessing.get_context("spawn").Value("q", 0)
+    print(f"{len(indices)} shards on {', '.join(devices)}", flush=True)
+    workers = torch.multiprocessing.spawn(_work, (job, indices, taken, devices), nprocs=len(devices), join=False)
+    waiting, ended = set(indices), False
+    while not ended:
+        ended = workers.join(timeout=SECONDS_BETWEEN_LOOKS)  # raises what a worker raised
+        done = {index for index in waiting if job.shard_path(index).is_file()}
+        tick(sum(len(job.shard_items(index)) for index in done))
+        waiting -= done
+
+
+def _work(rank: int, job: Job, indices: list[int], taken: Any, devices: list[str]) -> None:
+    while True:
+        with taken.get_lock():
+            place = taken.value
+            taken.value += 1
+        if place >= len(indices):
+            return
+        encode_shard(job, indices[place], devices[rank])
 
 
 def _open_folder(job: Job, items_stamp: str, precision: str, device: str, label: str) -> None:

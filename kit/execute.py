@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import psutil
 
+from kit.devices import usable_cores
 from kit.errors import InputError, StepLeftOut
 from kit.run import HEADLESS, PROJECT_ROOT, SECONDS_BETWEEN_LINES, shown, write_trouble
 
@@ -150,11 +151,6 @@ def _kernel_environment() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def usable_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

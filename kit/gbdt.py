@@ -11,8 +11,8 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 from kit.errors import InputError
 from kit.folds import TEST, fold_rows, inner_holdout
 from kit.history import LabelHistory
-from kit.learners import LEARNERS, Data, Interrupted
+from kit.learners import LEARNERS, Data, Interrupted, device_for
 from kit.linear import RidgeStack
 from kit.metrics import mae, src
 from kit.run import Block, atomic_path, progress, write_json
@@ -78,7 +78,7 @@ def fit_folds(
     stop_share: float = 0.2,
     n_threads: int = 2,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
     out_dir: Path | None = None,
 ) -> FoldResult:
     """A model per fold, one on all train posts, and what they predict; what is on disk with the same inputs is read back.
@@ -101,7 +101,7 @@ def fit_folds(
         stop_share: of the training side, held out by author for early stopping; 0 fits exactly `rounds` trees.
         n_threads: in all; folds are fitted side by side and share them, because one fit gains little from more threads.
         seed: of sampling and held-out authors.
-        device: "cpu" or "gpu", where the library was built for it.
+        device: "cpu", "gpu" or "auto", see `learners.device_for`.
         out_dir: where to keep `fold_<k>.npz`, `final.npz`, the models, `oof.npy`, `test.npy` and `scores.json`.
 
     Raises:
@@ -116,8 +116,10 @@ def fit_folds(
     weight = _per_fit("weight", weight, n_folds + final, len(target))
     copies = _per_fit("copies", copies, n_folds + final, len(target))
     params = LEARNERS[model].settings(params or {}, len(block.columns))
+    device = device_for(model, device, len(target))
     settings = {
         "model": model,
+        "device": device,
         "params": params,
         "rounds": rounds,
         "patience": patience,
@@ -136,7 +138,7 @@ def fit_folds(
         train_idx, valid_idx = fold_rows(folds, k)
         return store.get(f"fold_{k}", fitter, TrainingSide(train_idx, weight[k], copies[k]), valid_idx)
 
-    parts = list(progress(_side_by_side(fold, n_folds, fitter), n_folds, label=f"{model} folds", unit="fold"))
+    parts = _side_by_side(fold, n_folds, fitter, f"{model} folds")
     test_idx = np.flatnonzero(folds == TEST)
     test = np.full(len(test_idx), np.nan)
     if final:
@@ -229,25 +231,31 @@ class _Fitter:
         return max(1, learner.fit(side.copied(fit_idx), rounds, stop_idx, self._settings["patience"]))
 
 
-def _side_by_side(fold: Callable[[int], dict], n_folds: int, fitter: _Fitter) -> Iterator[dict]:
-    """What `fold` returns for each fold, in order; where one fails or somebody interrupts, the others are ended, too."""
+def _side_by_side(fold: Callable[[int], dict], n_folds: int, fitter: _Fitter, label: str) -> list[dict]:
+    """What `fold` returns for each fold; where one fails or somebody interrupts, those under way are ended, too."""
     if fitter.at_once == 1:
-        yield from map(fold, range(n_folds))
-        return
-    with (
-        ThreadPoolExecutor(fitter.at_once) as pool,
-        threadpool_limits(max(1, fitter.n_threads // fitter.at_once), "blas"),
-    ):
-        waiting = [pool.submit(fold, k) for k in range(n_folds)]
+        return [fold(k) for k in progress(range(n_folds), label=label, unit="fold")]
+
+    def guarded(k: int) -> dict:
+        if fitter.cancelled.is_set():
+            raise Interrupted
         try:
-            for future in waiting:
-                yield future.result()
-        except BaseException as error:
+            return fold(k)
+        except BaseException:
             fitter.cancelled.set()
-            pool.shutdown(cancel_futures=True)
-            if isinstance(error, Interrupted):  # of a fold that was ended because of another one
-                raise next(e for e in (f.exception() for f in waiting if f.done() and not f.cancelled()) if e) from None
             raise
+
+    blas_threads = max(1, fitter.n_threads // fitter.at_once)
+    with ThreadPoolExecutor(fitter.at_once) as pool, threadpool_limits(blas_threads, "blas"):
+        parts = [pool.submit(guarded, k) for k in range(n_folds)]
+        try:
+            for part in progress(as_completed(parts), n_folds, label=label, unit="fold"):
+                if not isinstance(part.exception(), Interrupted):  # that is told by the one that failed
+                    part.result()
+        except BaseException:
+            fitter.cancelled.set()
+            raise
+        return [part.result() for part in parts]
 
 
 class _Store:

@@ -16,11 +16,15 @@ from pathlib import Path
 import catboost
 import lightgbm
 import numpy as np
+from catboost.utils import get_gpu_device_count
 
+from kit.devices import gpu_names
+from kit.errors import InputError
 from kit.matrix import SideBySide, piece_rows, pieces
 
 ROWS_PER_THREAD = 10_000  # fewer, and LightGBM's threads mostly wait: 8 times slower beside any other busy process
 WIDE = 256  # columns from which coarser bins pay: 2.6 times faster, no loss
+ROWS_FOR_GPU = 100_000  # fewer, and a GPU mostly waits for the next tree
 BIN_ROWS = 50_000  # posts that LightGBM looks at to find bins; it holds 16 bytes for each of their values
 LIGHTGBM = {
     "objective": "regression",
@@ -45,6 +49,7 @@ CATBOOST = {
     "max_ctr_complexity": 1,
 }
 
+DEVICES = ("auto", "cpu", "gpu")
 QUANTISE = ("border_count", "feature_border_type", "nan_mode", "task_type")  # of the parameters of CatBoost
 
 # LightGBM says so whenever datasets without raw data are put side by side; that they have none is the point
@@ -53,6 +58,26 @@ warnings.filterwarnings("ignore", "Resetting categorical features|Cannot add fea
 
 class Interrupted(Exception):
     """A fit was asked to stop."""
+
+
+def device_for(model: str, asked: str, n_posts: int) -> str:
+    """Where a model is fitted: "gpu" for CatBoost if asked for, or if "auto" finds one and enough posts; else "cpu".
+
+    LightGBM stays on the CPU: its packages are not built for CUDA.
+
+    Raises:
+        InputError: `asked` is another word, or a GPU where CatBoost finds none.
+    """
+    if asked not in DEVICES:
+        raise InputError(f"device {asked!r}: expected one of {', '.join(DEVICES)}")
+    if model != "catboost" or asked == "cpu" or (asked == "auto" and n_posts < ROWS_FOR_GPU):
+        return "cpu"
+    found = bool(gpu_names()) and get_gpu_device_count() > 0
+    if asked == "gpu" and not found:
+        raise InputError(
+            "device 'gpu': CatBoost finds none; look at nvidia-smi and CUDA_VISIBLE_DEVICES, or take 'auto'"
+        )
+    return "gpu" if found else "cpu"
 
 
 @dataclass(frozen=True)
@@ -197,7 +222,7 @@ def _binned(data: Data, params: dict) -> lightgbm.Dataset:
 
 
 class CatBoost:
-    """CatBoost on a pool of all posts, quantised once, of which every fit takes its slice.
+    """CatBoost on a pool of all posts, quantised once, of which every fit takes its slice; on a GPU it bins for itself.
 
     A pool cannot be given more columns, so a training side with taught columns quantises one of its own.
 
@@ -214,7 +239,9 @@ class CatBoost:
     ):  # fmt: skip
         self._prepared, self._taught, self._weight, self._stopped = prepared, taught, weight, stopped
         self._params = prepared.params | {"thread_count": n_threads}
-        self._pool = prepared.pool if taught is None else prepared.quantised(taught, n_threads)
+        self._on_gpu = prepared.params["task_type"] == "GPU"
+        if not self._on_gpu:
+            self._pool = prepared.pool if taught is None else prepared.quantised(taught, n_threads)
 
     @staticmethod
     def settings(params: dict, n_columns: int) -> dict:
@@ -240,8 +267,9 @@ class CatBoost:
         Raises:
             Interrupted: somebody asked it to stop.
         """
-        watch = {} if self._params["task_type"] == "GPU" else {"callbacks": [self]}
-        rows_of = self._slice if len(rows) <= len(self._weight) else self._unbinned  # no slice is larger than its pool
+        watch = {} if self._on_gpu else {"callbacks": [self]}  # no callbacks there
+        binned = not self._on_gpu and len(rows) <= len(self._weight)  # no slice is larger than its pool
+        rows_of = self._slice if binned else self._unbinned
         if stop_rows is not None:
             watch |= {
                 "eval_set": rows_of(stop_rows, np.ones(len(stop_rows))),

@@ -87,7 +87,7 @@ def pieces(n_rows: int, n_columns: int) -> Iterator[slice]:
 
 def piece_rows(n_columns: int) -> int:
     """Rows of a piece."""
-    return max(1, PIECE_MB * (1 << 20) // (4 * max(1, n_columns)))
+    return max(1, int(PIECE_MB * (1 << 20)) // (4 * max(1, n_columns)))
 
 
 def give_back(values: np.ndarray) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit import check, demo, report, stamps
+from kit import check, demo, devices, report, stamps
 from kit.errors import InputError, StepLeftOut
 from kit.execute import StepFailed, execute, lock, read_parameters
 from kit.run import PROJECT_ROOT, check_writable, done_path, pending_path, resolve, shown, write_trouble
@@ -212,6 +212,8 @@ def _walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argumen
             print(f"{step.name:{width}}  up to date (skipped, saves {saved_s:.0f} s)", flush=True)
             continue
         print(f"{step.name:{width}}  running: {reason}", flush=True)
+        if not n_tried:
+            print(f"machine: {devices.describe()}", flush=True)
         if not n_tried and (damaged := stamps.set_aside_damaged(run_dir)):
             print(f"damaged, set aside and made again: {', '.join(damaged)}", flush=True)
         n_tried += 1

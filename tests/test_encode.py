@@ -199,11 +199,19 @@ def test_encode_shard_is_idempotent(tmp_path):
     assert encode_shard(job, 1) == path and path.stat().st_mtime_ns == when and encoder.seen == ["ccc"]
 
 
-def test_two_workers_give_what_one_gives(tmp_path):
-    texts, encoder = ["w" * n for n in range(40)], CountingEncoder()
+def test_two_workers_give_what_one_gives(tmp_path, capsys):
+    texts, encoder = ["w" * n for n in range(70)], CountingEncoder()
     two = encode_texts(texts, encoder, tmp_path / "two", shard_size=10, devices=["cpu", "cpu"])
     assert encoder.seen == []  # the work was done elsewhere
+    assert "7 shards on cpu, cpu" in capsys.readouterr().out
     np.testing.assert_array_equal(two, encode_texts(texts, encoder, tmp_path / "one", shard_size=10))
+
+
+def test_what_a_worker_raises_reaches_the_caller(tmp_path):
+    encoder = CountingEncoder()
+    encoder.module.weight.data.fill_(1e6)
+    with pytest.raises(Exception, match="precision='float32'"):
+        encode_texts(["a", "bb", "ccc"], encoder, tmp_path, shard_size=1, devices=["cpu", "cpu"])
 
 
 def test_a_batch_too_large_for_memory_is_halved(tmp_path):

@@ -1,15 +1,16 @@
 """Boosting over folds: no leak, nothing stale, and the numbers in their places."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
 
-from kit import gbdt
+from kit import gbdt, learners, matrix
 from kit.errors import InputError
 from kit.folds import TEST, TRAIN_ONLY, fold_rows, make_folds
 from kit.gbdt import MODELS, TAUGHT, fit_folds
-from kit.learners import LEARNERS
+from kit.learners import LEARNERS, Data, Interrupted
 from kit.metrics import mae, src
 from kit.run import Block
 from tests.tiny import tiny_block, tiny_posts
@@ -78,6 +79,79 @@ def test_labels_of_the_scored_fold_change_nothing_in_it(model, scheme):
     before, after = fit(model, folds=folds), fit(model, target=scrambled, folds=folds)
     assert np.array_equal(before.oof[valid_idx], after.oof[valid_idx])
     assert not np.array_equal(before.test, after.test)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("taught", [True, False])
+def test_folds_side_by_side_give_what_they_give_in_turn(model, taught):
+    """Taught columns, weights and copies of one fold must not reach another."""
+    each = {"copies": np.random.default_rng(0).integers(0, 3, size=(4, len(POSTS))), "taught": taught}
+    one, two = (fit(model, n_threads=n, **each) for n in (1, 3))
+    assert np.array_equal(one.oof, two.oof, equal_nan=True) and np.array_equal(one.test, two.test)
+    assert one.importance.equals(two.importance)
+
+
+def test_a_fold_that_fails_ends_the_others(monkeypatch):
+    started, ended = [], []
+    both = threading.Barrier(2)
+
+    class Failing(LEARNERS["lightgbm"]):
+        def fit(self, rows, rounds, stop_rows=None, patience=0):
+            started.append(len(rows))
+            if both.wait(20) == 0:  # one of two fits that run at the same time
+                raise ZeroDivisionError("this one")
+            try:
+                return super().fit(rows, 10**6, stop_rows, 10**6)
+            except Interrupted:
+                ended.append(len(rows))
+                raise
+
+    monkeypatch.setitem(LEARNERS, "lightgbm", Failing)
+    with pytest.raises(ZeroDivisionError, match="this one"):
+        fit(n_threads=2, taught=False)
+    assert len(started) == 2 and len(ended) == 1  # the third never began
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_fit_can_be_stopped(model):
+    posts = len(BLOCK.values)
+    data = Data(BLOCK.values, np.isin(BLOCK.columns, BLOCK.categorical), TARGET)
+    learner = LEARNERS[model]
+    prepared = learner.prepare(data, learner.settings({}, len(BLOCK.columns)), 1, 0, "cpu")
+    asked = []
+    with pytest.raises(Interrupted):
+        learner(prepared, None, np.ones(posts), 1, lambda: asked.append(0) or len(asked) > 3).fit(
+            np.flatnonzero(SCORED), 10**6
+        )
+
+
+def test_bins_of_many_posts_are_found_on_some_and_filled_by_pieces(monkeypatch):
+    """With as many sampled posts as there are, and with few, the same things are learnt."""
+    whole = fit(taught=True)
+    monkeypatch.setattr(learners, "BIN_ROWS", 150)
+    monkeypatch.setattr(matrix, "PIECE_MB", 1e-3)
+    part = fit(taught=True)
+    assert not np.array_equal(whole.oof, part.oof, equal_nan=True)
+    assert np.corrcoef(whole.oof[SCORED], part.oof[SCORED])[0, 1] > 0.97
+    assert abs(whole.summary()["src_mean"] - part.summary()["src_mean"]) < 0.03
+
+
+@pytest.mark.parametrize(("model", "asked", "n_gpus", "n_posts", "expected"), [
+    ("catboost", "auto", 1, 200_000, "gpu"), ("catboost", "auto", 1, 5_000, "cpu"), ("catboost", "auto", 0, 200_000, "cpu"),
+    ("catboost", "gpu", 2, 10, "gpu"), ("catboost", "cpu", 1, 200_000, "cpu"), ("lightgbm", "gpu", 1, 200_000, "cpu"),
+])  # fmt: skip
+def test_where_a_model_is_fitted(monkeypatch, model, asked, n_gpus, n_posts, expected):
+    monkeypatch.setattr(learners, "gpu_names", lambda: ["a card"])
+    monkeypatch.setattr(learners, "get_gpu_device_count", lambda: n_gpus)
+    assert learners.device_for(model, asked, n_posts) == expected
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(learners, "gpu_names", list)
+    with pytest.raises(InputError, match="CatBoost finds none"):
+        fit("catboost", device="gpu")
+    with pytest.raises(InputError, match="expected one of auto, cpu, gpu"):
+        fit(device="cuda")
 
 
 def test_shuffled_labels_cannot_be_predicted():
