@@ -152,7 +152,7 @@ def leads_out(paths: Sequence[str], allowed: Sequence[str | os.PathLike]) -> np.
         allowed: folders; they may be links themselves.
     """
     homes = [os.path.realpath(folder) for folder in allowed]
-    links_in = cache(_links_in)
+    links_in, is_folder = cache(_links_in), cache(os.path.isdir)
     is_outside = cache(lambda folder: not _is_inside(os.path.realpath(folder), homes))
     outside, links = {}, {}
     for start in {_start(path) for path in paths if path}:
@@ -160,7 +160,7 @@ def leads_out(paths: Sequence[str], allowed: Sequence[str | os.PathLike]) -> np.
         parent, name = os.path.split(folder)
         is_plain = parent and name not in ("", ".", "..") and not is_outside(parent) and links_in(parent) == set()
         outside[start] = not is_plain and is_outside(folder)
-        links[start] = _links_in(folder)
+        links[start] = _links_in(folder) if is_folder(parent or os.curdir) else set()
     out = np.zeros(len(paths), dtype=bool)
     if any(outside.values()) or any(links.values()) or None in links.values():
         for row, path in enumerate(paths):

@@ -91,7 +91,7 @@ def _is_missing(value: Any) -> bool:
 
 def _as_text(values: np.ndarray) -> tuple[list[str], dict[str, np.ndarray]]:
     """Trimmed text, one space between words, "" where missing, a list of words joined; and fault -> (m,) bool."""
-    texts = [_plain_text(value) for value in values]
+    texts = [_one_spaced(value) if type(value) is str else _plain_text(value) for value in values]
     faults = {fault: np.zeros(len(texts), dtype=bool) for fault in _text_faults("", "")}
     for row, (value, text) in enumerate(zip(values, texts, strict=True)):
         if isinstance(value, str) and text.isprintable() and len(text) <= LONGEST_TEXT:
@@ -123,7 +123,11 @@ def _plain_text(value: Any) -> str:
         value = " ".join(_plain_text(item) for item in value)
     if not isinstance(value, str):
         value = "" if value is None or value != value or _is_no_text(value) else id_text(value)
-    text = " ".join(value.split())
+    return _one_spaced(value)
+
+
+def _one_spaced(text: str) -> str:
+    text = " ".join(text.split())
     return "" if text.lower() in MISSING else text
 
 
@@ -151,11 +155,17 @@ def to_floats(values: Iterable) -> np.ndarray:
 
     ``pandas.to_numeric`` does the same faster, and takes the whole process down at "1e99999999999".
     """
+    values = list(values)
+    if set(map(type, values)) == {str} and "_" not in "".join(values):  # Python reads 1_000 as 1000
+        try:
+            return np.fromiter(map(float, values), np.float64, len(values))
+        except ValueError:
+            pass  # some are no numbers
     return np.array([_to_float(value) for value in values], dtype=np.float64)
 
 
 def _to_float(value: Any) -> float:
-    if isinstance(value, (int, float)) or (isinstance(value, str) and "_" not in value):  # Python reads 1_000 as 1000
+    if isinstance(value, (int, float)) or (isinstance(value, str) and "_" not in value):
         try:
             return float(value)
         except (ValueError, OverflowError):

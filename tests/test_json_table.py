@@ -1,5 +1,7 @@
 """kit.json_table: a file read in pieces is the same table as the file read at once, or is left to that."""
 
+import contextlib
+import gc
 import json
 import tempfile
 from pathlib import Path
@@ -72,6 +74,17 @@ BROKEN = [
     '[{"a": NaN}, {"a": 1000000000000000000000}]', '[{"a": "\\ud800"},{"a": "x"}]', '[{"a": "' + "9" * 5000 + '"}]',
     "[" + '{"a": ' * 5000, '[{"a": ' + "9" * 5000 + "}]", '\ufeff[{"a": 1}]',
 ]  # fmt: skip
+
+
+def test_the_garbage_collector_is_as_it_was(tmp_path):
+    path = tmp_path / "table.json"
+    for content in ('[{"a": 1}]', "[]"):
+        path.write_text(content)
+        for switch in (gc.disable, gc.enable):
+            switch()
+            with contextlib.suppress(InputError):
+                read_json_table(path, WANTED)
+            assert gc.isenabled() == (switch is gc.enable)
 
 
 @pytest.mark.parametrize("text", BROKEN)

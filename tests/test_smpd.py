@@ -258,6 +258,16 @@ def test_a_value_is_typed_alike_wherever_it_stands(given_values, name):
     assert faults == [found for _, (found,) in alone]
 
 
+@given(
+    st.lists(
+        st.one_of(st.floats().map(str), st.sampled_from(["1_0", " 5 ", "٣", "x", "", "1e400", "-nan", "0x1"]), ODD)
+    )
+)
+def test_numbers_are_read_together_as_one_by_one(given_values):
+    expected = [values._to_float(value) for value in given_values]
+    np.testing.assert_array_equal(values.to_floats(given_values), np.array(expected, dtype=float))
+
+
 def test_images_where_the_archive_unpacks_them(release):
     root = release.write()
     (root / "SMP_train_images").mkdir()
