@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 from kit.errors import InputError
 from kit.folds import TEST, fold_rows, inner_holdout
 from kit.history import LabelHistory
-from kit.learners import LEARNERS, Data, Interrupted, device_for
+from kit.learners import LEARNERS, ROWS_PER_THREAD, Data, Interrupted, device_for
 from kit.linear import RidgeStack
 from kit.metrics import mae, src
 from kit.run import Block, atomic_path, progress, write_json
@@ -99,7 +99,7 @@ def fit_folds(
         taught: add the columns TAUGHT, made for each fold from the labels of its training side.
         final: fit the model on all train posts that predicts the test part; without it `test` is NaN.
         stop_share: of the training side, held out by author for early stopping; 0 fits exactly `rounds` trees.
-        n_threads: in all; folds are fitted side by side and share them, because one fit gains little from more threads.
+        n_threads: in all; folds of few posts are fitted side by side and share them.
         seed: of sampling and held-out authors.
         device: "cpu", "gpu" or "auto", see `learners.device_for`.
         out_dir: where to keep `fold_<k>.npz`, `final.npz`, the models, `oof.npy`, `test.npy` and `scores.json`.
@@ -127,7 +127,7 @@ def fit_folds(
         "seed": seed,
         "taught": taught,
     }
-    at_once = min(n_folds, n_threads) if device == "cpu" else 1
+    at_once = _at_once(n_folds, n_threads, len(target)) if device == "cpu" else 1
     fitter = _Fitter(block, target, posts, settings, n_threads, at_once, device, out_dir)
     text = [
         pd.util.hash_pandas_object(posts[c], index=False).to_numpy() for c in ("Uid", "Title", "Alltags", "Postdate")
@@ -229,6 +229,12 @@ class _Fitter:
             _some(side.kept(part)) for part in inner_holdout(self._posts, side.rows, share, self._settings["seed"])
         )
         return max(1, learner.fit(side.copied(fit_idx), rounds, stop_idx, self._settings["patience"]))
+
+
+def _at_once(n_folds: int, n_threads: int, n_posts: int) -> int:
+    """How many fits share the threads: of few posts a fit cannot use many, of many posts two would share the memory's speed."""
+    each = max(1, min(n_threads, n_posts // ROWS_PER_THREAD))
+    return min(n_folds, n_threads // each)
 
 
 def _side_by_side(fold: Callable[[int], dict], n_folds: int, fitter: _Fitter, label: str) -> list[dict]:

@@ -25,7 +25,9 @@ from kit.matrix import SideBySide, piece_rows, pieces
 ROWS_PER_THREAD = 10_000  # fewer, and LightGBM's threads mostly wait: 8 times slower beside any other busy process
 WIDE = 256  # columns from which coarser bins pay: 2.6 times faster, no loss
 ROWS_FOR_GPU = 100_000  # fewer, and a GPU mostly waits for the next tree
-BIN_ROWS = 50_000  # posts that LightGBM looks at to find bins; it holds 16 bytes for each of their values
+BIN_ROWS = 10_000, 50_000  # posts on which LightGBM finds bins: at least, at most
+BIN_MB = 400  # it may take for that, where the least number of posts allows
+BIN_B = 28  # bytes it holds for each of their values
 LIGHTGBM = {
     "objective": "regression",
     "metric": "l1",
@@ -103,14 +105,21 @@ class Data:
 
 
 class _Sequence(lightgbm.Sequence):
-    """Data as LightGBM reads it by pieces."""
+    """Data as LightGBM reads it: single rows, ascending, to find bins; then all rows by pieces, to fill them."""
 
     def __init__(self, data: Data):
         self._data = data
         self.batch_size = piece_rows(data.values.shape[1])
+        self._piece: tuple[int, np.ndarray] = -1, np.empty(0)
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        return self._data.take(rows)
+    def __getitem__(self, rows: slice | int) -> np.ndarray:
+        if isinstance(rows, slice):
+            return self._data.take(rows)
+        number, place = divmod(int(rows), self.batch_size)
+        if number != self._piece[0]:
+            start = number * self.batch_size
+            self._piece = number, self._data.take(slice(start, start + self.batch_size))
+        return self._piece[1][place].astype(np.float64)
 
     def __len__(self) -> int:
         return len(self._data.values)
@@ -210,15 +219,12 @@ class _LightGBMBins:
 
 
 def _binned(data: Data, params: dict) -> lightgbm.Dataset:
-    """Bins found on BIN_ROWS posts, then filled from all posts by pieces."""
-    n = len(data.values)
-    sample = np.sort(np.random.default_rng(0).choice(n, BIN_ROWS, replace=False)) if n > BIN_ROWS else np.arange(n)
-    label = np.nan_to_num(data.target)
-    options = {"params": params, "categorical_feature": np.flatnonzero(data.coded).tolist()}
-    found = lightgbm.Dataset(data.take(sample), label[sample], **options)
-    if n > BIN_ROWS:
-        found = lightgbm.Dataset(_Sequence(data), label, reference=found.construct(), **options)
-    return found.construct()
+    """Bins found on some posts, then filled from all posts by pieces."""
+    n_rows = np.clip(BIN_MB * (1 << 20) // (BIN_B * max(1, data.values.shape[1])), *BIN_ROWS)
+    return lightgbm.Dataset(
+        _Sequence(data), np.nan_to_num(data.target), params={"bin_construct_sample_cnt": int(n_rows)} | params,
+        categorical_feature=np.flatnonzero(data.coded).tolist(),
+    ).construct()  # fmt: skip
 
 
 class CatBoost:

@@ -128,7 +128,7 @@ def test_a_fit_can_be_stopped(model):
 def test_bins_of_many_posts_are_found_on_some_and_filled_by_pieces(monkeypatch):
     """With as many sampled posts as there are, and with few, the same things are learnt."""
     whole = fit(taught=True)
-    monkeypatch.setattr(learners, "BIN_ROWS", 150)
+    monkeypatch.setattr(learners, "BIN_ROWS", (150, 150))
     monkeypatch.setattr(matrix, "PIECE_MB", 1e-3)
     part = fit(taught=True)
     assert not np.array_equal(whole.oof, part.oof, equal_nan=True)

@@ -2,7 +2,8 @@
 
 Both fit twice per fold, as notebook 06 does: until the MAE on held-out authors of the training side stops falling, then on
 the whole training side with the trees found. Same columns, folds, held-out authors, parameters and threads; what differs
-is who holds the data, how often it is binned, and how folds share the threads. Scores must agree within 0.001.
+is who holds the data, how often it is binned, and how folds share the threads. Scores must agree
+within 0.001; those of CatBoost, whose random draws follow its bins, within 0.003.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ COLUMNS = {statistic_block: 150, behaviour_block: 150}  # of each block; 300 in 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", 300))  # trees at most; binning counts for less the more there are
 PATIENCE = 50
 MB_PER_VALUE = 4 / 2**20
-CLOSE = 1e-3  # of SRC and MAE, for the train part of SMPD; scores of fewer posts scatter more
+CLOSE = {"lightgbm": 1e-3, "catboost": 3e-3}  # of SRC and MAE, for the train part of SMPD; fewer posts scatter more
 SMPD_TRAIN = 305_613
 
 
@@ -146,8 +147,8 @@ def _note(target: np.ndarray, oof: np.ndarray, measured: Measured) -> str:
     return f"{scores}; {n:,} x {sum(COLUMNS.values())} float32 {matrix:,.0f} MB; added at most {added:.2f} x that"
 
 
-def _differs(ours: Found, other: Found) -> str:
-    close = CLOSE * max(1, SMPD_TRAIN / int(ours["n"][0])) ** 0.5
+def _differs(model: str, ours: Found, other: Found) -> str:
+    close = CLOSE[model] * max(1, SMPD_TRAIN / int(ours["n"][0])) ** 0.5
     apart = {name: abs(float(ours[name][0] - other[name][0])) for name in ("src", "mae")}
     return "" if max(apart.values()) < close else f"scores differ by {apart}, more than {close:.4f}"
 
@@ -158,7 +159,7 @@ CASES = tuple(
         f"five folds, {model}",
         {"ours": partial(ours, model), "wrapper per fold": partial(wrapper, model)},
         matrices,
-        differs=_differs,
+        differs=partial(_differs, model),
     )
     for model in ("lightgbm", "catboost")
 )
