@@ -21,6 +21,7 @@ NUMBERS = ("Latitude", "Longitude", "Geoaccuracy", "Ispublic", "photo_count", "i
 DATES = ("Postdate", "photo_firstdate", "photo_firstdatetaken")
 DESCRIPTIONS = ("user_description", "location_description")
 MISSING = {"", "none", "null", "nan"}
+LONGEST_MISSING = max(map(len, MISSING))
 EARLIEST, LATEST = pd.Timestamp("1826-01-01", tz="UTC"), pd.Timestamp("2100-01-01", tz="UTC")  # the first photograph
 NO_WEB = pd.Timestamp("1990-01-01", tz="UTC")  # an earlier post is odd, but other data than a web site's may have some
 POSSIBLE = {"Latitude": (-90, 90), "Longitude": (-180, 180), "photo_count": (0, 1e9)}
@@ -128,7 +129,7 @@ def _plain_text(value: Any) -> str:
 
 def _one_spaced(text: str) -> str:
     text = " ".join(text.split())
-    return "" if text.lower() in MISSING else text
+    return "" if len(text) <= LONGEST_MISSING and text.lower() in MISSING else text
 
 
 def _is_no_text(value: Any) -> bool:

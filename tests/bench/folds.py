@@ -30,7 +30,7 @@ from tests.bench.measure import Case, Found, Measured, Task, n_threads
 
 N_FOLDS, STOP_SHARE, SEED = 5, 0.2, 0
 COLUMNS = {statistic_block: 150, behaviour_block: 150}  # of each block; 300 in all
-ROUNDS = int(os.environ.get("BENCH_ROUNDS", 300))  # trees at most; binning counts for less the more there are
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", 100))  # trees at most; binning counts for less the more there are
 PATIENCE = 50
 MB_PER_VALUE = 4 / 2**20
 CLOSE = {"lightgbm": 1e-3, "catboost": 3e-3}  # of SRC and MAE, for the train part of SMPD; fewer posts scatter more
