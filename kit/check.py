@@ -37,7 +37,14 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 GB = 1e9
 # A kernel with its libraries before it has read a post: 01 and 07, 02 and 03, 04, 05 and 06.
 PYTHON_GB, TORCH_GB, FEATURES_GB, BOOSTER_GB = 0.4, 1.2, 0.9, 0.7
-POST_B, FEATURE_B, TAUGHT_B = 2_260, 9, 22  # bytes per post, and per post and column of 04 and of a booster
+READ_B, POST_B = 1_400, 700  # bytes per post of a release while it is read, and of the posts table afterwards
+FEATURE_B = 12  # bytes per post and column of 04
+BOOSTED_B = {
+    "lightgbm": 3,
+    "catboost": 6,
+}  # the same of a booster: bins of all posts and of a fit; numbers until binned
+TAUGHT_B = 1_800  # bytes per post of words and tags for the columns taught by labels
+PLAN_POSTS, PLAN_COLUMNS = 486_194, (600, 3_700)  # SMPD; compact features, and all of Eq. 11
 TEXT_TOKENS, TEXT_CACHE_GB = 16, 4.0  # of a mean text; limit of kit.clip_ft_text
 COMPACT_COLUMNS = 64  # of block clip_ft, about
 TREE_B = 2_000  # of a saved tree
@@ -98,7 +105,7 @@ def check(steps: Sequence[Step], data_dir: Path, run_dir: Path) -> int:
         tell(data(posts, data_dir))
         tell(images(posts["image_path"], _allowed_bad(steps)))
         needs = {step.name: need(steps, step.number, len(posts)) for step in steps}
-        print("\n".join(_step_lines(stale, needs)))
+        print("\n".join([*_step_lines(stale, needs), *plan(steps)]))
         tell(room({name: needs[name] for name, why in stale.items() if why}, *_machine_gb(), _free_gb(run_dir)))
     n_fatal = sum(one.fatal for one in findings)
     end = (
@@ -264,31 +271,45 @@ def _step_lines(stale: Mapping[str, str | None], needs: Mapping[str, Need]) -> I
 # --- what a step needs ------------------------------------------------------------------------------------------------
 
 
-def need(steps: Sequence[Step], number: str, n_posts: int) -> Need:
+def plan(steps: Sequence[Step]) -> Iterator[str]:
+    """A table of what each step holds at the size of SMPD, for compact features and for all of Eq. 11 of the paper."""
+    yield f"memory plan for {PLAN_POSTS:,} posts, GB    " + "".join(f"{f'x {n:,} columns':>16}" for n in PLAN_COLUMNS)
+    for step in steps:
+        held = [need(steps, step.number, PLAN_POSTS, n).memory for n in PLAN_COLUMNS]
+        yield f"{step.name:38}" + "".join(f"{gb:16.1f}" for gb in held)
+
+
+def need(steps: Sequence[Step], number: str, n_posts: int, n_columns: int = 0) -> Need:
     """An estimate of a step's peak memory and of what it adds to the disk.
 
-    Memory: a kernel with its libraries (0.4 GB; 1.2 for CLIP, 0.9 in 04, 0.7 for boosters) + 2,260 bytes per post for the
+    Memory: a kernel with its libraries (0.4 GB; 1.2 for CLIP, 0.9 in 04, 0.7 for boosters) + 700 bytes per post for the
     posts table, and for each post also, in
+    01: 700 bytes while the release is read;
     02: 12 bytes per dimension of CLIP (two float16 embeddings, one in float32 while it is reduced), and the weights twice;
     03: 4 bytes per dimension, the weights, and the text tokens as far as they are cached (16 per post, 4 GB at most);
-    04: 9 bytes per column; 05 and 06: 22 bytes per column of the widest feature set (block, copy with room for taught
-    columns, ridge design, rows of a fit, and a booster's bins).
-    Calibrated at 486,194 posts, where reading took 1.5 GB and features of 568 columns 4.3 GB; the fixed parts on the
-    demo. The other parts are counted from what the steps hold at once, and not measured at that size.
+    04: 12 bytes per column;
+    05 and 06: per column of the widest feature set, 3 bytes for LightGBM (bins of all posts, and of a fit's) and 6 for
+    CatBoost (numbers of all posts until they are binned, and bins); 1,800 bytes where columns are taught by labels, whose
+    standardised numbers lie in a scratch file.
+    Calibrated at 486,194 posts x 568 columns for 01, 04, 05 and 06; the fixed parts on the demo. 02 and 03 are counted from
+    what they hold at once, and not measured at that size.
 
     Disk: 400 bytes per post for the posts table; per post and dimension 8 bytes for shards and blocks of 02, and 14 for all
-    of Eq. 11; 4 bytes per column of a block; 2 kB per tree; 8 bytes per post and prediction.
+    of Eq. 11; 4 bytes per column of a block, and of the scratch file; 2 kB per tree; 8 bytes per post and prediction.
+
+    Args:
+        n_columns: of the widest feature set; 0 takes what the parameters say.
     """
     dim, weights_gb = clip_size(_parameter(steps, "02", "clip_model", ""))
     columns = block_columns(steps, dim)
     written_by_04 = sum(n for block, n in columns.items() if "clip" not in block)
     per_post = {  # bytes: (memory, disk)
-        "01": (0, 400),
+        "01": (READ_B - POST_B, 400),
         "02": (12 * dim, 8 * dim + 4 * columns["clip"]),
         "03": (4 * dim, 4 * COMPACT_COLUMNS + 14 * dim * _parameter(steps, "03", "full", False)),
         "04": (FEATURE_B * (columns["statistic"] + columns["behaviour"]), 4 * written_by_04),
-        "05": (TAUGHT_B * _widest(_feature_sets(steps, "05", "features"), columns), 8 * _fits(steps, "05")),
-        "06": (TAUGHT_B * _widest(_feature_sets(steps, "06", "sets"), columns), 8 * _fits(steps, "06")),
+        "05": _boosted(steps, "05", "features", columns, n_columns),
+        "06": _boosted(steps, "06", "sets", columns, n_columns),
     }.get(number, (0, 100))  # fmt: skip
     fixed = {
         "02": (TORCH_GB + 2 * weights_gb, weights_gb),
@@ -345,6 +366,17 @@ def _feature_sets(steps: Sequence[Step], number: str, name: str) -> list[set[str
         return [set(one.parts) for one in parse_sets([value] if isinstance(value, str) else value)]
     except InputError:
         return []
+
+
+def _boosted(
+    steps: Sequence[Step], number: str, name: str, columns: Mapping[str, int], n_columns: int
+) -> tuple[int, int]:
+    """Bytes per post that boosters hold in memory and write to the disk."""
+    sets = _feature_sets(steps, number, name)
+    models = _parameter(steps, number, "models", None) or [_parameter(steps, number, "model", "lightgbm")]
+    widest, taught = n_columns or _widest(sets, columns), any("taught" in one for one in sets)
+    memory = widest * max(BOOSTED_B.get(model, 0) for model in models) + TAUGHT_B * taught
+    return memory, 4 * widest * taught + 8 * _fits(steps, number)
 
 
 def _widest(sets: Sequence[set[str]], columns: Mapping[str, int]) -> int:
