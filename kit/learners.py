@@ -54,8 +54,24 @@ CATBOOST = {
 DEVICES = ("auto", "cpu", "gpu")
 QUANTISE = ("border_count", "feature_border_type", "nan_mode", "task_type")  # of the parameters of CatBoost
 
-# LightGBM says so whenever datasets without raw data are put side by side; that they have none is the point
-warnings.filterwarnings("ignore", "Resetting categorical features|Cannot add features from NoneType", UserWarning)
+EXPECTED = (
+    "Cannot add features from NoneType",
+    "Resetting categorical features",
+)  # raw data are gone, as they should be
+
+
+class _Logger:
+    """What LightGBM has to say, without what it says though told to be silent, and without what is EXPECTED."""
+
+    def info(self, message: str) -> None:
+        """Messages of the library itself, whose errors are raised."""
+
+    def warning(self, message: str) -> None:
+        if not message.startswith(EXPECTED):
+            warnings.warn(message, stacklevel=3)
+
+
+lightgbm.register_logger(_Logger())
 
 
 class Interrupted(Exception):

@@ -121,9 +121,8 @@ class Scratch:
             raise write_trouble(error, self._folder / "scratch file") or error from error
 
     def array(self) -> np.ndarray:
-        """(n, d) float32, memory-mapped, read-only."""
-        self._file.flush()
-        mapped = (
-            np.memmap(self._file, np.float32, "r", shape=self._shape) if all(self._shape) else np.empty(self._shape)
-        )
+        """(n, d) float32, memory-mapped, read-only; nothing can be appended afterwards."""
+        with self._file as file:  # a map outlives its file
+            file.flush()
+            mapped = np.memmap(file, np.float32, "r", shape=self._shape) if all(self._shape) else np.empty(self._shape)
         return np.asarray(mapped, dtype=np.float32)

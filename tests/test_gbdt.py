@@ -25,7 +25,8 @@ FAST = {"lightgbm": {"learning_rate": 0.15}, "catboost": {"learning_rate": 0.15,
 
 
 def fit(model="lightgbm", target=TARGET, folds=FOLDS, block=BLOCK, **options):
-    return fit_folds(block, target, folds, POSTS, model, FAST[model], **LEAN | options)
+    params = FAST[model] | options.pop("params", {})
+    return fit_folds(block, target, folds, POSTS, model, params, **LEAN | options)
 
 
 def spied_fits(monkeypatch):
@@ -262,6 +263,14 @@ def test_a_missing_code_is_a_category_of_its_own(model, capfd):
     )
     assert mae(target[SCORED], result.oof[SCORED]) < 0.3
     assert "Warning" not in "".join(capfd.readouterr())
+
+
+def test_boosters_are_silent(capfd, recwarn):
+    """LightGBM warns of datasets without raw data, and of columns with more codes than bins."""
+    values = BLOCK.values.copy()
+    values[:, 2] = np.arange(len(values)) % 200
+    fit(block=Block("codes", values, BLOCK.columns, BLOCK.categorical), params={"max_bin": 15})
+    assert capfd.readouterr() == ("", "") and not [str(w.message) for w in recwarn.list]
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -91,6 +91,8 @@ def test_a_scratch_file_holds_what_was_appended(tmp_path, monkeypatch):
         def write(self, _):
             raise OSError(28, "No space left on device")
 
+    scratch = Scratch((700, 3), tmp_path)
+    scratch._file.close()
     scratch._file = Full()
     with pytest.raises(InputError, match="make room"):
         scratch.append(PARTS[0])
