@@ -38,7 +38,7 @@ GB = 1e9
 # A kernel with its libraries before it has read a post: 01 and 07, 02 and 03, 04, 05 and 06.
 PYTHON_GB, TORCH_GB, FEATURES_GB, BOOSTER_GB = 0.4, 1.2, 0.9, 0.7
 READ_B, POST_B = 1_400, 700  # bytes per post of a release while it is read, and of the posts table afterwards
-FEATURE_B = 12  # bytes per post and column of 04
+FEATURE_B = 7  # bytes per post and column of 04
 BOOSTED_B = {
     "lightgbm": 3,
     "catboost": 6,
@@ -287,7 +287,7 @@ def need(steps: Sequence[Step], number: str, n_posts: int, n_columns: int = 0) -
     01: 700 bytes while the release is read;
     02: 12 bytes per dimension of CLIP (two float16 embeddings, one in float32 while it is reduced), and the weights twice;
     03: 4 bytes per dimension, the weights, and the text tokens as far as they are cached (16 per post, 4 GB at most);
-    04: 12 bytes per column;
+    04: 7 bytes per column;
     05 and 06: per column of the widest feature set, 3 bytes for LightGBM (bins of all posts, and of a fit's) and 6 for
     CatBoost (numbers of all posts until they are binned, and bins); 1,800 bytes where columns are taught by labels, whose
     standardised numbers lie in a scratch file.

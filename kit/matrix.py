@@ -6,6 +6,7 @@ every read here gives them back: at half a million posts and thousands of column
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -105,24 +106,32 @@ class Scratch:
         folder: where there is room for it; the system's temporary folder by default.
 
     Raises:
-        InputError: the disk is full.
+        InputError: the disk is full, or the system refuses to write there.
     """
 
     def __init__(self, shape: tuple[int, int], folder: Path | None = None):
         self._shape = shape
-        self._file = tempfile.TemporaryFile(dir=folder)
-        self._folder = Path(folder or tempfile.gettempdir())
+        self._place = Path(folder or tempfile.gettempdir()) / "scratch file"
+        with self._told():
+            self._place.parent.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder)
 
     def append(self, rows: np.ndarray) -> None:
         """Write the next rows."""
-        try:
+        with self._told():
             self._file.write(np.ascontiguousarray(rows, dtype=np.float32).data)
-        except OSError as error:
-            raise write_trouble(error, self._folder / "scratch file") or error from error
 
     def array(self) -> np.ndarray:
         """(n, d) float32, memory-mapped, read-only; nothing can be appended afterwards."""
-        with self._file as file:  # a map outlives its file
+        with self._told(), self._file as file:  # a map outlives its file
             file.flush()
             mapped = np.memmap(file, np.float32, "r", shape=self._shape) if all(self._shape) else np.empty(self._shape)
         return np.asarray(mapped, dtype=np.float32)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """What the system refuses, in words."""
+        try:
+            yield
+        except OSError as error:
+            raise write_trouble(error, self._place) or error from error

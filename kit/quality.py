@@ -108,14 +108,14 @@ def label_correlation(block: Block, labels: pd.Series) -> pd.DataFrame:
     Returns:
         columns: column, correlation (NaN for a column that is constant over the train posts), filled (%).
     """
-    train = labels.notna().to_numpy()
-    values = pd.DataFrame(np.asarray(block.values[train], dtype=np.float32), columns=block.columns)
-    varying = values.loc[:, values.nunique() > 1]
-    correlation = varying.rank().corrwith(labels[train].rank().reset_index(drop=True)).reindex(block.columns)
-    filled = 100 * values.notna().mean()
-    table = pd.DataFrame(
-        {"column": block.columns, "correlation": correlation.to_numpy(), "filled (%)": filled.to_numpy()}
-    )
+    train = np.flatnonzero(labels.notna())
+    ranks = labels.iloc[train].rank().reset_index(drop=True)
+    rows = []
+    for i, name in enumerate(block.columns):  # one at a time: ranks of a whole block are five times its size
+        values = pd.Series(np.asarray(block.values[train, i], dtype=np.float32))
+        correlation = values.rank().corr(ranks) if values.nunique() > 1 else np.nan
+        rows.append((name, correlation, 100 * values.notna().mean()))
+    table = pd.DataFrame(rows, columns=["column", "correlation", "filled (%)"])
     return table.sort_values("correlation", key=np.abs, ascending=False, ignore_index=True)
 
 

@@ -223,6 +223,7 @@ def test_finished_folds_are_read_back_and_stale_ones_are_not(model, tmp_path, mo
 
 
 def test_results_are_on_disk(tmp_path):
+    tmp_path = tmp_path / "new"
     result = fit(out_dir=tmp_path)
     assert np.array_equal(np.load(tmp_path / "oof.npy"), result.oof, equal_nan=True)
     assert np.array_equal(np.load(tmp_path / "test.npy"), result.test)
