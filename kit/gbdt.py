@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 from kit.errors import InputError
 from kit.folds import TEST, fold_rows, inner_holdout
 from kit.history import LabelHistory
-from kit.learners import LEARNERS, ROWS_PER_THREAD, Data, Interrupted, device_for
+from kit.learners import LEARNERS, ROWS_PER_THREAD, Data, Interrupted, device_for, silence_thread
 from kit.linear import RidgeStack
 from kit.metrics import mae, src
 from kit.run import Block, atomic_path, progress, write_json
@@ -252,7 +252,10 @@ def _side_by_side(fold: Callable[[int], dict], n_folds: int, fitter: _Fitter, la
             raise
 
     blas_threads = max(1, fitter.n_threads // fitter.at_once)
-    with ThreadPoolExecutor(fitter.at_once) as pool, threadpool_limits(blas_threads, "blas"):
+    with (
+        ThreadPoolExecutor(fitter.at_once, initializer=silence_thread) as pool,
+        threadpool_limits(blas_threads, "blas"),
+    ):
         parts = [pool.submit(guarded, k) for k in range(n_folds)]
         try:
             for part in progress(as_completed(parts), n_folds, label=label, unit="fold"):

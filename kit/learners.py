@@ -74,6 +74,14 @@ class _Logger:
 lightgbm.register_logger(_Logger())
 
 
+def silence_thread() -> None:
+    """Bring the calling thread's messages of LightGBM to the logger, too; without it they go straight to the terminal."""
+    library = (
+        lightgbm.basic._LIB
+    )  # which knows the logger of the thread that imported it, and has no public way to tell it
+    library.LGBM_RegisterLogCallback(library.callback)
+
+
 class Interrupted(Exception):
     """A fit was asked to stop."""
 

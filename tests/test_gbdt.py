@@ -266,11 +266,12 @@ def test_a_missing_code_is_a_category_of_its_own(model, capfd):
     assert "Warning" not in "".join(capfd.readouterr())
 
 
-def test_boosters_are_silent(capfd, recwarn):
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_boosters_are_silent(capfd, recwarn, n_threads):
     """LightGBM warns of datasets without raw data, and of columns with more codes than bins."""
     values = BLOCK.values.copy()
     values[:, 2] = np.arange(len(values)) % 200
-    fit(block=Block("codes", values, BLOCK.columns, BLOCK.categorical), params={"max_bin": 15})
+    fit(block=Block("codes", values, BLOCK.columns, BLOCK.categorical), params={"max_bin": 15}, n_threads=n_threads)
     assert capfd.readouterr() == ("", "") and not [str(w.message) for w in recwarn.list]
 
 
