@@ -170,9 +170,7 @@ class LightGBM:
         n_threads = max(1, min(n_threads, len(weight) // ROWS_PER_THREAD))
         self._params = binned.params | {"num_threads": n_threads}
         self._taught = taught
-        self._taught_bins = (
-            None if taught is None else _binned(Data(taught, np.zeros(taught.shape[1], bool), weight), self._params)
-        )
+        self._taught_bins = None if taught is None else lightgbm.Dataset(taught, params=self._params).construct()
 
     @staticmethod
     def settings(params: dict, n_columns: int) -> dict:
@@ -225,9 +223,10 @@ class LightGBM:
         self._booster.save_model(str(path))
 
     def _rows(self, rows: np.ndarray) -> lightgbm.Dataset:
-        out = self._binned.bins.subset(rows).construct()
+        # every call names the number of threads: it is one for the whole process, and a fit beside this one counts on it
+        out = self._binned.bins.subset(rows, self._params).construct()
         if self._taught_bins is not None:
-            out.add_features_from(self._taught_bins.subset(rows).construct())
+            out.add_features_from(self._taught_bins.subset(rows, self._params).construct())
         return out
 
     def _look_up(self, _: object) -> None:
