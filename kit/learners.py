@@ -55,10 +55,11 @@ DEVICES = ("auto", "cpu", "gpu")
 QUANTISE = ("border_count", "feature_border_type", "nan_mode", "task_type")  # of the parameters of CatBoost
 
 # that raw data are gone, as they should be, and that a part of a dataset is given its number of threads
-EXPECTED = ("Cannot add features from NoneType", "Resetting categorical features", "Overriding the parameters from Reference")
+EXPECTED = (
     "Cannot add features from NoneType",
     "Resetting categorical features",
-)  # raw data are gone, as they should be
+    "Overriding the parameters from Reference",
+)
 
 
 class _Logger:
