@@ -24,16 +24,17 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from kit import pipeline, submission
-from kit.errors import InputError
-from kit.features import statistic_block
-from kit.folds import make_folds
-from kit.gbdt import fit_folds
-from kit.images import bad_images, decode_image
-from kit.quality import quality_table, release_facts
-from kit.run import Run
-from kit.smpd import EXTERNAL, read_release
-from kit.values import LONGEST_TEXT
+from kit.base.errors import InputError
+from kit.boosting.fit import fit_folds
+from kit.features.statistic import statistic_block
+from kit.pipeline import command
+from kit.release.images import bad_images, decode_image
+from kit.release.quality import quality_table, release_facts
+from kit.release.smpd import EXTERNAL, read_release
+from kit.release.values import LONGEST_TEXT
+from kit.run.directory import Run
+from kit.run.folds import make_folds
+from kit.submission.__main__ import main as check_submission
 from tests.conftest import Release
 
 Spoil = Callable[[Release], object]
@@ -438,7 +439,7 @@ def test_bad_input(case, tmp_path, capsys):
     case.rows(release)
     release.write()
     case.files(release)
-    status = pipeline.main(["--data", str(release.root), "--out", str(tmp_path / "run"), "--check"])
+    status = command.main(["--data", str(release.root), "--out", str(tmp_path / "run"), "--check"])
     said = "".join(capsys.readouterr())
     assert "Traceback" not in said
     if case.refused:
@@ -447,7 +448,7 @@ def test_bad_input(case, tmp_path, capsys):
         message = str(refusal.value)
         assert str(tmp_path) in message and len(message) < 1500
         assert status > 0 and message in said
-        assert submission.main([str(tmp_path / "any.csv"), "--data", str(release.root)]) == 2
+        assert check_submission([str(tmp_path / "any.csv"), "--data", str(release.root)]) == 2
         assert capsys.readouterr().err == f"error: {message}\n"
     else:
         assert not re.search(r"^error:|^(data|images) +FAILS", said, re.M)

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kit import metrics
-from kit.pipeline import main
-from kit.run import Run
-from kit.submission import validate_submission
+from kit.base import metrics
+from kit.pipeline.command import main
+from kit.run.directory import Run
+from kit.submission.files import validate_submission
 
 SETS = [
     "statistic",

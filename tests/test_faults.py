@@ -11,11 +11,13 @@ import numpy as np
 import psutil
 import pytest
 
-from kit import pipeline
-from kit.errors import InputError
-from kit.execute import lock_holder
-from kit.pipeline import CALLED_FROM, main
-from kit.run import PROJECT_ROOT, atomic_path, hash_file, read_json, write_json
+from kit.base.errors import InputError
+from kit.base.files import atomic_path, hash_file, read_json, write_json
+from kit.base.locks import lock_holder
+from kit.base.paths import PROJECT_ROOT
+from kit.pipeline import command
+from kit.pipeline.command import main
+from kit.pipeline.steps import CALLED_FROM
 from tests.conftest import Release
 from tests.test_end_to_end import SMALL
 
@@ -60,7 +62,16 @@ class Chain:
         self.data, self.dir, self.log = data, run_dir, run_dir.with_suffix(".log")
 
     def start(self, *arguments, max_file_bytes=None):
-        command = [sys.executable, "-m", "kit.pipeline", "--data", str(self.data), "--out", str(self.dir), *FAST]
+        command = [
+            sys.executable,
+            "-m",
+            "kit.pipeline",
+            "--data",
+            str(self.data),
+            "--out",
+            str(self.dir),
+            *FAST,
+        ]
         environment = {
             name: value for name, value in os.environ.items() if name not in (CALLED_FROM, "OMP_NUM_THREADS")
         }
@@ -186,7 +197,7 @@ def test_a_system_that_refuses_the_lock_file(tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "run" / ".lock"))
 
-    monkeypatch.setattr(pipeline, "lock", full)
+    monkeypatch.setattr(command, "lock", full)
     assert main(["--data", str(Release(tmp_path / "data").write()), "--out", str(tmp_path / "run")]) == 2
     assert "cannot write" in (error := capsys.readouterr().err) and "No space left" in error
 

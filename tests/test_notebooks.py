@@ -6,8 +6,7 @@ import re
 import nbformat
 import pytest
 
-from kit.execute import read_parameters
-from kit.pipeline import PROFILES, notebooks
+from kit.pipeline.steps import PROFILES, notebooks, read_parameters
 
 NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in notebooks()}
 each_notebook = pytest.mark.parametrize("name", NOTEBOOKS)
@@ -60,10 +59,10 @@ def test_a_notebook_calls_and_shows(name):
 @each_notebook
 def test_torch_and_boosting_never_share_a_kernel(name):
     """Threads of one library after a fork of the other hang (LightGBM#4751, LightGBM#6137)."""
-    from kit.stamps import code_hashes
+    from kit.pipeline.stamps import code_hashes
 
     modules = set(code_hashes(notebooks()[list(NOTEBOOKS).index(name)]))
-    assert not ({"kit.gbdt"} & modules and {"kit.clip", "kit.clip_ft"} & modules)
+    assert not ({"kit.boosting.fit"} & modules and {"kit.encoders.clip", "kit.clip_ft.model"} & modules)
 
 
 def test_profiles_name_only_what_exists():

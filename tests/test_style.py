@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from kit.run import PROJECT_ROOT
+from kit.base.paths import PROJECT_ROOT
 
 
 @pytest.mark.parametrize("command", [["check", "kit", "tests", "notebooks"], ["format", "--check", "kit", "tests"]])

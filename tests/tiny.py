@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from kit.run import Block
+from kit.run.block import Block
 
 DAY = 86_400
 

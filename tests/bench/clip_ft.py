@@ -18,11 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kit.clip import Clip
-from kit.clip_ft import ClipFT, class_losses, global_similarity, pool_local, prototype_cosine
-from kit.clip_ft_text import TextBank
-from kit.clip_ft_train import Settings, TrainingData, _Trainer, build_model
-from kit.prototypes import TAXONOMY_PATH, Prototypes, prompt_names
+from kit.clip_ft.alignment import global_similarity, pool_local
+from kit.clip_ft.model import ClipFT, class_losses
+from kit.clip_ft.projection import prototype_cosine
+from kit.clip_ft.prototypes import Prototypes
+from kit.clip_ft.texts import TextBank
+from kit.clip_ft.train import Settings, TrainingData, _Trainer, build_model
+from kit.encoders.clip import Clip
+from kit.release.taxonomy import TAXONOMY_PATH, prompt_names
 from tests.bench.encoders import MODEL, random_clip
 from tests.bench.measure import Case, Found, Task, same_values
 
@@ -98,7 +101,7 @@ def published_step(model: ClipFT, clip: Clip, batch: Batch) -> Callable[[], floa
 
 
 def our_step(start: Scene, cache_gb: float) -> Callable[[], float]:
-    """``kit.clip_ft_train``'s own step; texts are cached where they need at most ``cache_gb``."""
+    """``kit.clip_ft.train``'s own step; texts are cached where they need at most ``cache_gb``."""
     clip, batch = start.clip, start.batch
     with torch.no_grad():
         image = clip.model.encode_image(batch.pixels, normalize=True).half().numpy()

@@ -19,9 +19,10 @@ import open_clip
 import torch
 import torch.nn.functional as F
 
-from kit import encode
-from kit.clip import Clip, wrap_model
-from kit.images import decode_image, group_by_content
+from kit.encoders.clip import Clip, wrap_model
+from kit.encoders.job import ImageEncoder, Job, TextEncoder, cast_module
+from kit.encoders.precision import probe_precision
+from kit.release.images import decode_image, group_by_content
 from tests.bench.material import posts_table
 from tests.bench.measure import Found, NotInstalled, Task
 
@@ -33,7 +34,7 @@ MIN_POSTS = 50  # of a release
 
 REPEATS = 5  # features are alike each time, and other work on the machine comes and goes within seconds
 
-Encoder = encode.ImageEncoder | encode.TextEncoder
+Encoder = ImageEncoder | TextEncoder
 
 
 def random_clip() -> Clip:
@@ -71,14 +72,14 @@ def probe(folder: Path, what: str, encoder: Encoder, batch: Callable, items: Seq
     """Keep the precision that the kit's probe finds for items, for the processes that follow."""
     path = _precision_path(folder, what, len(items))
     if not path.is_file():
-        job = encode.Job(encoder, batch, sorted(items, key=len), folder, len(items), BATCH)
-        path.write_text(encode.probe_precision(job, "cpu")[0])
+        job = Job(encoder, batch, sorted(items, key=len), folder, len(items), BATCH)
+        path.write_text(probe_precision(job, "cpu")[0])
 
 
 def as_probed(encoder: Encoder, folder: Path, what: str, n: int, precision: str = "") -> tuple[Encoder, str]:
-    """The encoder with its network in the probed precision (or another) already, so that ``kit.encode`` need not copy it."""
+    """The encoder with its network in the probed precision (or another) already, so that nothing need copy it."""
     precision = precision or _precision_path(folder, what, n).read_text()
-    encoder.module = encode.cast_module(encoder.module, "cpu", precision)
+    encoder.module = cast_module(encoder.module, "cpu", precision)
     return encoder, precision
 
 

@@ -1,4 +1,4 @@
-"""Making features: ``kit.features`` and ``kit.behaviour`` against groupby and apply, and all of both blocks at full size."""
+"""Making features: blocks ``statistic`` and ``behaviour`` against groupby and apply, and all of both blocks at full size."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from kit.behaviour import behaviour_block
-from kit.features import statistic_block
-from kit.run import Block
+from kit.features.behaviour import behaviour_block
+from kit.features.statistic import statistic_block
+from kit.run.block import Block
 from tests.bench import features_plain
 from tests.bench.material import posts_table
 from tests.bench.measure import Case, Found, Task, same_values

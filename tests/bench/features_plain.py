@@ -1,7 +1,7 @@
 """Six feature families as people write them first: groupby, apply, and a look back over the author's posts for each post.
 
-Each function gives a frame whose rows are the posts, with the columns of the family of the same name in ``kit.features``
-(``counts``) or ``kit.behaviour`` (the others), and says no more about them than that. All posts have a date.
+Each function gives a frame whose rows are the posts, with the columns of the family of the same name in ``kit.features``, and
+says no more about them than that. All posts have a date.
 """
 
 from __future__ import annotations

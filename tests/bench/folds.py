@@ -1,4 +1,4 @@
-"""Boosting over folds: ``kit.gbdt`` against the scikit-learn wrapper, fitted per fold from a DataFrame.
+"""Boosting over folds: ``kit.boosting.fit`` against the scikit-learn wrapper, fitted per fold from a DataFrame.
 
 Both fit twice per fold, as notebook 06 does: until the MAE on held-out authors of the training side stops falling, then on
 the whole training side with the trees found. Same columns, folds, held-out authors, parameters and threads; what differs
@@ -17,14 +17,15 @@ import lightgbm
 import numpy as np
 import pandas as pd
 
-from kit.behaviour import behaviour_block
-from kit.features import statistic_block
-from kit.folds import fold_rows, inner_holdout, make_folds
-from kit.gbdt import fit_folds
-from kit.learners import LEARNERS
-from kit.matrix import join_blocks
-from kit.metrics import mae, src
-from kit.run import Block, atomic_path
+from kit.base.files import atomic_path
+from kit.base.metrics import mae, src
+from kit.boosting.fit import fit_folds
+from kit.boosting.learners import LEARNERS
+from kit.features.behaviour import behaviour_block
+from kit.features.statistic import statistic_block
+from kit.run.block import Block
+from kit.run.folds import fold_rows, inner_holdout, make_folds
+from kit.run.matrix import join_blocks
 from tests.bench.material import posts_table
 from tests.bench.measure import Case, Found, Measured, Task, n_threads
 

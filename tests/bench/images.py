@@ -1,4 +1,4 @@
-"""Encoding images: ``kit.encode`` against the plain loop, clip-retrieval, and the forward pass alone."""
+"""Encoding images: ``kit.encoders.bulk`` against the plain loop, clip-retrieval, and the forward pass alone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from kit import encode
-from kit.images import decode_image
+from kit.encoders import bulk
+from kit.release.images import decode_image
 from tests.bench import encoders
 from tests.bench.encoders import BATCH, MODEL, features_task, pictures, random_clip
 from tests.bench.measure import Case, Task
@@ -32,17 +32,17 @@ class PlainImages(Dataset):
 
 def prepare(folder: Path, n: int) -> None:
     """Pictures, and the precision that the kit's probe chooses for them."""
-    encoders.probe(folder, "images", random_clip().image_encoder(), encode.encode_files, pictures(folder, n))
+    encoders.probe(folder, "images", random_clip().image_encoder(), bulk.encode_files, pictures(folder, n))
 
 
 def ours(folder: Path, n: int) -> Task:
-    """``kit.encode.encode_images`` in the probed precision: contents compared, decoded, encoded, written to a shard."""
+    """``kit.encoders.bulk.encode_images`` in the probed precision: contents compared, decoded, encoded, written to a shard."""
     encoder, precision = encoders.as_probed(random_clip().image_encoder(), folder, "images", n)
     paths = pictures(folder, n)
 
     def work(paths: list[str] = paths) -> np.ndarray:
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            return encode.encode_images(paths, encoder, out, precision=precision, devices=["cpu"]).values
+            return bulk.encode_images(paths, encoder, out, precision=precision, devices=["cpu"]).values
 
     return features_task(work, lambda: work(paths[:BATCH]), precision)
 

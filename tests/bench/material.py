@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from kit.demo import make_release
-from kit.run import atomic_path
-from kit.smpd import read_release
+from kit.base.files import atomic_path
+from kit.demo.make import make_release
+from kit.release.smpd import read_release
 
 SEED = 0
 

@@ -1,4 +1,4 @@
-"""Reading a release: ``kit.smpd.read_release`` against ``pandas.read_json`` of the same ten files.
+"""Reading a release: ``kit.release.smpd.read_release`` against ``pandas.read_json`` of the same ten files.
 
 The rival does less: it leaves ten tables whose rows nobody has compared, with dates and numbers as text.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kit.smpd import read_release
+from kit.release.smpd import read_release
 from tests.bench.material import release
 from tests.bench.measure import Case, Found, Measured, Task
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kit.submission import VERSION, write_submission
+from kit.submission.files import VERSION, write_submission
 from tests.bench.measure import Case, Found, Task
 
 SEED = 0
@@ -16,7 +16,7 @@ LOW, HIGH = 1.0, 16.0  # labels of SMPD
 
 
 def ours(folder: Path, n: int) -> Task:
-    """``kit.submission.write_submission``."""
+    """``kit.submission.files.write_submission``."""
     posts, prediction = _predicted(n)
     return Task(lambda: write_submission(folder, posts, prediction), _found)
 

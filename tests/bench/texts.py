@@ -1,4 +1,4 @@
-"""Encoding texts: ``kit.encode`` against the plain loop at full length, clip-retrieval, and the forward pass alone."""
+"""Encoding texts: ``kit.encoders.bulk`` against the plain loop at full length, clip-retrieval, and the forward pass alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kit import encode
+from kit.encoders import bulk
 from tests.bench import encoders
 from tests.bench.encoders import BATCH, MODEL, features_task, post_texts, random_clip
 from tests.bench.measure import Case, Task
@@ -17,17 +17,17 @@ from tests.bench.measure import Case, Task
 
 def prepare(folder: Path, n: int) -> None:
     """Texts, and the precision that the kit's probe chooses for them."""
-    encoders.probe(folder, "texts", random_clip().text_encoder(), encode.encode_strings, post_texts(folder, n))
+    encoders.probe(folder, "texts", random_clip().text_encoder(), bulk.encode_strings, post_texts(folder, n))
 
 
 def ours(precision: str, folder: Path, n: int) -> Task:
-    """``kit.encode.encode_texts``: each distinct text once, cut to the batch's longest, written to a shard."""
+    """``kit.encoders.bulk.encode_texts``: each distinct text once, cut to the batch's longest, written to a shard."""
     encoder, precision = encoders.as_probed(random_clip().text_encoder(), folder, "texts", n, precision)
     texts = post_texts(folder, n)
 
     def work(texts: list[str] = texts) -> np.ndarray:
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            return encode.encode_texts(texts, encoder, out, precision=precision, devices=["cpu"])
+            return bulk.encode_texts(texts, encoder, out, precision=precision, devices=["cpu"])
 
     return features_task(work, lambda: work(texts[:BATCH]), f"{precision}; {len(set(texts)):,} distinct texts")
 
@@ -39,7 +39,7 @@ def forward_alone(folder: Path, n: int) -> Task:
     ids = encoder.tokenize(distinct.tolist())
     order = encoder.lengths(ids).argsort(stable=True)
     batches = []
-    for rows in encode._token_batches(encoder.lengths(ids)[order], BATCH * ids.shape[1]):
+    for rows in bulk._token_batches(encoder.lengths(ids)[order], BATCH * ids.shape[1]):
         batches.append(ids[order[rows], : int(encoder.lengths(ids)[order[rows]].max())])
 
     def work(batches: list[torch.Tensor] = batches) -> np.ndarray:

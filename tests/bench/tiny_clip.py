@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kit.clip_ft_prompts import zero_shot_classes
-from kit.clip_tiny import train_tiny
-from kit.encode import encode_images, encode_texts
-from kit.prototypes import post_texts, prompt_names
-from kit.smpd import read_release
+from kit.clip_ft.zero_shot import zero_shot_classes
+from kit.encoders.bulk import encode_images, encode_texts
+from kit.encoders.tiny import train_tiny
+from kit.release.smpd import read_release
+from kit.release.taxonomy import prompt_names
+from kit.release.texts import post_texts
 
 
 def main() -> None:

@@ -1,0 +1,53 @@
+"""Processes that end with the pipeline that started them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+HEADLESS = "KIT_PIPELINE"  # environment variable: process id of the pipeline that started the notebook; unset by hand
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
+_working_in: dict[Path, int] = {}  # run directory -> descriptor that holds it as long as this process lives
+
+
+def end_with_runner(run_dir: Path) -> None:
+    """End this process as soon as the pipeline that started it is gone, so that it never writes beside the next one.
+
+    The run directory is held with a shared lock until this process has ended; the next pipeline waits for that. In a
+    notebook run by hand nothing happens.
+    """
+    if HEADLESS not in os.environ or run_dir in _working_in:
+        return
+    with contextlib.suppress(ImportError, OSError):  # Windows, and file systems without locks
+        import fcntl
+
+        _working_in[run_dir] = os.open(run_dir, os.O_RDONLY)
+        fcntl.flock(_working_in[run_dir], fcntl.LOCK_SH)
+    runner = int(os.environ[HEADLESS])
+    if sys.platform == "linux" and os.getppid() == runner:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if not is_alive(runner):
+        os._exit(1)
+    threading.Thread(target=_watch, args=(runner,), daemon=True).start()
+
+
+def _watch(runner: int) -> None:
+    while is_alive(runner):
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine still runs; one that only waits to be collected does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,83 @@
+"""What a model says out of fold: predictions, scores of folds, importances. No booster is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from kit.base.metrics import mae, src
+from kit.run.folds import TEST, fold_rows
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """What a model predicts for posts it was not taught with.
+
+    Attributes:
+        model: its name.
+        oof: (n_posts,) float64, NaN where a post is scored in no fold (test posts, TRAIN_ONLY posts).
+        test: (n_test,) float64 in the order of the test posts, from a model fitted on all train posts.
+        scores: one row per fold: fold, n, src, mae, rounds, seconds.
+        importance: column, gain (share of the total, mean over fits), largest first.
+    """
+
+    model: str
+    oof: np.ndarray
+    test: np.ndarray
+    scores: pd.DataFrame
+    importance: pd.DataFrame
+
+    def summary(self) -> dict[str, float]:
+        """Mean and standard deviation of SRC and MAE over folds, with the number of posts, folds and seconds."""
+        out = {f"{m}_mean": float(self.scores[m].mean()) for m in ("src", "mae")}
+        out |= {f"{m}_std": float(self.scores[m].std(ddof=0)) for m in ("src", "mae")}
+        totals = self.scores[["n", "seconds"]].sum()
+        return out | {"n": int(totals["n"]), "folds": len(self.scores), "seconds": float(totals["seconds"])}
+
+
+def collect(model: str, columns: list[str], target, folds, parts: list[dict], test: np.ndarray) -> FoldResult:
+    oof = np.full(len(target), np.nan)
+    scores = []
+    for k, part in enumerate(parts):
+        _, valid_idx = fold_rows(folds, k)
+        oof[valid_idx] = part["prediction"]
+        scores.append(
+            {
+                "fold": k,
+                "n": len(valid_idx),
+                "src": src(target[valid_idx], oof[valid_idx]),
+                "mae": mae(target[valid_idx], oof[valid_idx]),
+                "rounds": int(part["rounds"]),
+                "seconds": round(float(part["seconds"]), 2),
+            }
+        )
+    gain = np.mean([part["gain"] / max(part["gain"].sum(), 1e-12) for part in parts], axis=0)
+    importance = pd.DataFrame({"column": columns, "gain": gain}).sort_values("gain", ascending=False, kind="stable")
+    return FoldResult(model, oof, test, pd.DataFrame(scores), importance.reset_index(drop=True))
+
+
+def score_table(results: Mapping[tuple[str, str, str], FoldResult]) -> pd.DataFrame:
+    """scheme, features, model, fold, n, src, mae, rounds, seconds: one row per fold of every fit."""
+    names = ["scheme", "features", "model"]
+    tables = [result.scores.assign(**dict(zip(names, key, strict=True))) for key, result in results.items()]
+    table = pd.concat(tables, ignore_index=True)
+    return table[[*names, *(name for name in table.columns if name not in names)]]
+
+
+def importance_table(results: Mapping[str, FoldResult]) -> pd.DataFrame:
+    """model, column, gain: the share of each column in each model's gain, for the models that know it."""
+    tables = [result.importance.assign(model=model) for model, result in results.items() if len(result.importance)]
+    return pd.concat(tables, ignore_index=True)[["model", "column", "gain"]]
+
+
+def prediction_table(posts: pd.DataFrame, folds: np.ndarray, results: Mapping[str, FoldResult]) -> pd.DataFrame:
+    """Pid, fold and one column per model: out-of-fold predictions for train posts, predictions for test posts."""
+    table = pd.DataFrame({"Pid": posts["Pid"], "fold": folds})
+    test = folds == TEST
+    for model, result in results.items():
+        table[model] = result.oof
+        table.loc[test, model] = result.test
+    return table

@@ -1,0 +1,105 @@
+"""CLIP_FT on several GPUs of one machine: the same training function in every process, started with torchrun.
+
+The notebook's process writes a job folder, torchrun starts ``python -m kit.clip_ft.parallel JOB`` once per GPU, and the
+checkpoint they leave is what the notebook's own call to ``train`` finds finished. No process is forked from the
+notebook's kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.distributed as dist
+
+from kit.base.files import atomic_path, read_json, write_json
+from kit.base.paths import PROJECT_ROOT
+from kit.base.process import end_with_runner
+from kit.clip_ft.prototypes import Prototypes, load_prototypes
+from kit.clip_ft.texts import TextBank
+from kit.clip_ft.train import Settings, Trained, TrainingData, tower_dtype, train
+from kit.encoders.clip import Clip, load_clip, save_clip
+
+
+def fit(
+    clip: Clip,
+    bank: TextBank,
+    prototypes: Prototypes,
+    data: TrainingData,
+    settings: Settings,
+    folder: Path,
+    n_processes: int | None = None,
+) -> Trained:
+    """``train`` on as many processes as there are GPUs, or on ``n_processes``; with one, in this process.
+
+    Args:
+        clip, bank, prototypes, data, settings, folder: as for ``train``.
+        n_processes: number of processes; None = one per GPU, 1 without a GPU.
+    Raises:
+        RuntimeError: the processes failed; their own message is in the output above.
+    """
+    n_processes = n_processes or max(1, torch.cuda.device_count())
+    if n_processes > 1:
+        job = folder / "job"
+        write_job(job, clip, bank, prototypes, data, settings)
+        run_torchrun(job, n_processes)
+        shutil.rmtree(job)
+    return train(clip, bank, prototypes, data, settings, folder)
+
+
+def write_job(
+    job: Path, clip: Clip, bank: TextBank, prototypes: Prototypes, data: TrainingData, settings: Settings
+) -> None:
+    """Put everything a worker needs into the folder ``job``; its parent is where the checkpoint goes."""
+    save_clip(clip, job / "clip")
+    prototypes.save(job / "prototypes")
+    arrays = {"image": data.image, "labels": data.labels, "fit_rows": data.fit_rows, "valid_rows": data.valid_rows}
+    arrays |= {} if data.image_ok is None else {"image_ok": data.image_ok}
+    for name, values in arrays.items():
+        with atomic_path(job / f"{name}.npy") as temporary:
+            np.save(temporary, values)
+    with atomic_path(job / "texts.parquet") as temporary:
+        pd.DataFrame({"text": bank.texts}).to_parquet(temporary, index=False)
+    write_json(job / "job.json", {"settings": asdict(settings), "bank": bank.options, "arrays": sorted(arrays)})
+
+
+def run_torchrun(job: Path, n_processes: int) -> None:
+    """Run the worker ``n_processes`` times on this machine and wait for all of them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}"]
+    result = subprocess.run([*command, "-m", "kit.clip_ft.parallel", str(job)], cwd=PROJECT_ROOT, check=False)
+    if result.returncode:
+        raise RuntimeError(f"training on {n_processes} processes ended with code {result.returncode}: see above")
+
+
+def worker(job: Path) -> None:
+    """One process of the group: read the job, train together with the others."""
+    end_with_runner(job.parent.parent)
+    local_rank, world = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
+    on_gpu = torch.cuda.device_count() >= world
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        content = read_json(job / "job.json")
+        settings, options = Settings(**content["settings"]), content["bank"]
+        clip = load_clip(f"local-dir:{job / 'clip'}")
+        clip.text.to(device)
+        data = TrainingData(**{name: np.load(job / f"{name}.npy", mmap_mode="r") for name in content["arrays"]})
+        texts = pd.read_parquet(job / "texts.parquet")["text"].to_numpy()
+        options["cache_gb"] /= world  # every process holds its own copy
+        bank = TextBank(clip.text, texts, dtype=tower_dtype(settings.precision, device), **options)
+        train(clip, bank, load_prototypes(job / "prototypes"), data, settings, job.parent)
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]))

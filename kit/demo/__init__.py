@@ -1,0 +1,1 @@
+"""A synthetic release with a known recipe (floor 2)."""

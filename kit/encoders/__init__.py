@@ -1,0 +1,1 @@
+"""Frozen encoders: weights found, networks loaded, images and texts encoded in bulk (floor 3)."""

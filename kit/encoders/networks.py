@@ -1,0 +1,309 @@
+"""The networks of ``kit.encoders.baselines`` as encoders for ``kit.encoders.bulk``: loaded completely or not at all.
+
+The libraries they come from start a network with random numbers and only log a line where a weight is missing. Here every
+weight that a feature depends on has to be in the file, in its shape. Files with pickled objects are read as weights only, and
+no code comes with a model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+import transformers
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.hub import HASH_REGEX
+from torchvision.transforms.functional import center_crop, resize
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+from kit.base.errors import InputError
+from kit.base.files import hash_file, read_json
+from kit.encoders.precision import weights_fingerprint
+from kit.encoders.weights import SUFFIXES, resnet_weights
+
+MAX_TOKENS = 128  # of a text; the titles and tags of a post are nearly always shorter
+NOT_USED = ("pooler.", "itm_head.")  # parts of a checkpoint that no feature here depends on
+
+
+def load_image_encoder(network: str, model: str, path: Path) -> PixelEncoder:
+    """The image side of a network.
+
+    Args:
+        network: "resnet", "vit" or "blip".
+        model: its name, for people and as torchvision and timm know it.
+        path: as ``kit.encoders.weights.find_weights`` returns it: a folder, or a file with the weights of ``model``.
+    Raises:
+        InputError: the file is damaged, incomplete, or holds another model.
+    """
+    with _loading(model, path):
+        return {"resnet": _resnet, "vit": _vit, "blip": _blip_image}[network](model, path)
+
+
+def load_text_encoder(network: str, model: str, path: Path, pooling: str = "mean") -> TokenEncoder:
+    """The text side of a network (arguments as in ``load_image_encoder``; ``network`` is "bert" or "blip").
+
+    Args:
+        pooling: of BERT: "mean" over the tokens or "cls", the first one. The mean is the usual choice for a BERT that was
+            not trained further: its first token was trained for the next-sentence task alone.
+    """
+    if pooling not in ("mean", "cls"):
+        raise InputError(f"pooling is '{pooling}'; choose mean or cls")
+    with _loading(model, path):
+        return _blip_text(model, path) if network == "blip" else _bert(model, path, pooling)
+
+
+# --- encoders ---------------------------------------------------------------------------------------------------------
+
+
+class PixelEncoder:
+    """An image network with its own preprocessing (see ``kit.encoders.bulk.ImageEncoder``).
+
+    Args:
+        module: (B, 3, H, W) normalised pixels -> (B, d).
+        prepare: image -> image of the network's input size.
+        mean, std: of each channel, on a scale from 0 to 1.
+        unit: whether features get norm 1.
+        settings: everything that decides the preprocessing, for the fingerprint.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, prepare: Callable[[Image.Image], Image.Image], mean: Any, std: Any,
+        unit: bool = False, settings: Any = None,
+    ):  # fmt: skip
+        self.name, self.module = name, module.float().eval().requires_grad_(False)
+        self._prepare, self._mean, self._std, self._unit = prepare, torch.tensor(mean), torch.tensor(std), unit
+        self.draft_px = 2 * max(prepare(Image.new("RGB", (64, 64))).size)
+        self.fingerprint = weights_fingerprint(module, [settings, list(mean), list(std), self.draft_px, unit])
+
+    def transform(self, image: Image.Image) -> np.ndarray:
+        """(H, W, 3) uint8 at the network's size."""
+        return np.asarray(self._prepare(image))
+
+    def encode_batch(self, module: nn.Module, pixels: Tensor) -> Tensor:
+        """(B, d) float32 features of ``pixels`` (B, H, W, 3) uint8, by a copy of the network of any precision."""
+        scale, shift = 1 / (255 * self._std), self._mean / self._std
+        images = pixels.float() * scale.to(pixels.device) - shift.to(pixels.device)
+        features = module(images.to(next(module.parameters()).dtype).permute(0, 3, 1, 2)).float()
+        return F.normalize(features, dim=-1) if self._unit else features
+
+
+class TokenEncoder:
+    """A text network with its own tokenizer (see ``kit.encoders.bulk.TextEncoder``).
+
+    Args:
+        module: ids (B, L) and mask (B, L) -> (B, d).
+        n_words: rows of its token table.
+        max_positions: tokens it can take.
+        unit: whether features get norm 1.
+        settings: what else decides the features, for the fingerprint.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, tokenizer: Any, n_words: int, max_positions: int, unit: bool = False,
+        settings: Any = None,
+    ):  # fmt: skip
+        if tokenizer.pad_token_id is None or len(tokenizer) > n_words:
+            raise InputError(
+                f"{name}: its tokenizer has {len(tokenizer)} tokens (padding: {tokenizer.pad_token}), the network knows "
+                f"{n_words}; tokenizer and weights do not belong together, take both from one model"
+            )
+        self.name, self.module, self._unit = name, module.float().eval().requires_grad_(False), unit
+        self.max_tokens = min(MAX_TOKENS, max_positions, tokenizer.model_max_length)
+        tokenizer.padding_side = tokenizer.truncation_side = "right"
+        self._tokenizer = tokenizer
+        sample = tokenizer("Ünïcode: a photo of Two dogs").input_ids
+        words = [sorted(tokenizer.get_vocab().items()), sample]
+        self.fingerprint = weights_fingerprint(module, [settings, words, self.max_tokens, unit])
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """(N, L) int64 ids, cut to ``max_tokens`` and padded to the longest: wider padding would make batches too large."""
+        options = {"padding": True, "truncation": True, "max_length": self.max_tokens, "return_tensors": "pt"}
+        return self._tokenizer(texts, **options)["input_ids"]
+
+    def lengths(self, ids: Tensor) -> Tensor:
+        """(N,) tokens before the padding."""
+        places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+        return ((ids != self._tokenizer.pad_token_id) * places).amax(dim=1)
+
+    def encode_batch(self, module: nn.Module, ids: Tensor) -> Tensor:
+        """(B, d) float32 features of ``ids`` (B, L); padding changes nothing."""
+        mask = torch.arange(ids.shape[1], device=ids.device) < self.lengths(ids)[:, None]
+        features = module(ids, mask.long()).float()
+        return F.normalize(features, dim=-1) if self._unit else features
+
+
+class PooledText(nn.Module):
+    """A transformer that gives one vector per text: the mean of its last layer over the tokens, or the first token."""
+
+    def __init__(self, model: nn.Module, pooling: str):
+        super().__init__()
+        self.model, self.pooling = model, pooling
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        weights = mask[:, :, None].float()
+        return (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+class FirstToken(nn.Module):
+    """A tower of BLIP: its first token through the projection into the space of images and texts."""
+
+    def __init__(self, tower: nn.Module, projection: nn.Module):
+        super().__init__()
+        self.tower, self.projection = tower, projection
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Pixels, or ids and mask."""
+        names = ("pixel_values",) if len(inputs) == 1 else ("input_ids", "attention_mask")
+        hidden = self.tower(**dict(zip(names, inputs, strict=True))).last_hidden_state
+        return self.projection(hidden[:, 0])
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def _resnet(model: str, path: Path) -> PixelEncoder:
+    """torchvision's ResNet up to its pooled feature.
+
+    A folder names the network in its config.json: ``architecture``, and ``weights`` whose preprocessing it takes, e.g.
+    ``{"architecture": "resnet50", "weights": "IMAGENET1K_V1"}``.
+    """
+    if path.is_dir():
+        config = read_json(path / "config.json")
+        tags = [config["weights"]] if config.get("weights") else []
+        entry = resnet_weights(".".join([config["architecture"], *tags]))
+        path = next(file for suffix in SUFFIXES for file in sorted(path.glob(f"*{suffix}")))
+    else:
+        entry = resnet_weights(model)
+        _check_hash(path)
+    architecture = type(entry).__name__.removesuffix("_Weights").lower()
+    module = torchvision.models.get_model(architecture, weights=None)
+    module.fc = nn.Identity()
+    module.load_state_dict({name: value for name, value in _read_state(path).items() if not name.startswith("fc.")})
+    preset = entry.transforms()
+    prepare = partial(_crop_middle, preset.resize_size, preset.crop_size, preset.interpolation, preset.antialias)
+    module = module.to(memory_format=torch.channels_last)  # the layout in which processors convolve fastest
+    return PixelEncoder(model, module, prepare, preset.mean, preset.std, settings=repr(preset))
+
+
+def _vit(model: str, path: Path) -> PixelEncoder:
+    """A timm network up to its pooled feature, prepared as its own configuration says."""
+    if path.is_dir():
+        module = timm.create_model(f"local-dir:{path}", pretrained=True)
+    else:
+        module = timm.create_model(model, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    if module.num_classes != module.pretrained_cfg["num_classes"]:  # timm would then allow any weight to be missing
+        raise InputError(
+            f"{model}: a head for {module.num_classes} classes, weights for {module.pretrained_cfg['num_classes']}; "
+            "make num_classes in its config.json that of the weights"
+        )
+    module.reset_classifier(0)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(module), is_training=False)
+    *steps, _, normalize = transform.transforms
+    prepare = torchvision.transforms.Compose(steps)
+    return PixelEncoder(
+        model, module, prepare, normalize.mean.tolist(), normalize.std.tolist(), settings=repr(transform)
+    )
+
+
+def _bert(model: str, path: Path, pooling: str) -> TokenEncoder:
+    module = _pretrained(transformers.AutoModel, path)
+    if hasattr(module, "pooler"):
+        module.pooler = None  # behind the last layer; random where the file has none
+    return _token_encoder(model, PooledText(module, pooling), path, module.config, settings=pooling)
+
+
+def _blip_image(model: str, path: Path) -> PixelEncoder:
+    """BLIP's image embedding, rows of norm 1, prepared as preprocessor_config.json says."""
+    both = _pretrained(transformers.BlipForImageTextRetrieval, path)
+    processor = BlipImageProcessorPil.from_pretrained(path, local_files_only=True)
+    size, resample = (processor.size["width"], processor.size["height"]), processor.resample
+    return PixelEncoder(
+        f"{model} image", FirstToken(both.vision_model, both.vision_proj), partial(_squash, size, resample),
+        processor.image_mean, processor.image_std, unit=True, settings=[size, int(resample)],
+    )  # fmt: skip
+
+
+def _blip_text(model: str, path: Path) -> TokenEncoder:
+    """BLIP's text embedding, rows of norm 1."""
+    both = _pretrained(transformers.BlipForImageTextRetrieval, path)
+    module = FirstToken(both.text_encoder, both.text_proj)
+    return _token_encoder(f"{model} text", module, path, both.config.text_config, unit=True)
+
+
+def _token_encoder(name: str, module: nn.Module, path: Path, config: Any, **options: Any) -> TokenEncoder:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    return TokenEncoder(name, module, tokenizer, config.vocab_size, config.max_position_embeddings, **options)
+
+
+def _pretrained(kind: Any, path: Path) -> nn.Module:
+    """A transformers model from a folder, with nothing of what is used left to chance."""
+    module, report = kind.from_pretrained(
+        path, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+    )
+    wrong = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"]), *report["error_msgs"]}
+    if used := sorted(key for key in wrong if not key.startswith(NOT_USED)):
+        raise InputError(
+            f"{path} lacks {len(used)} weights of {type(module).__name__} ({', '.join(used[:3])} ...): the file is not "
+            "complete, or of another model; get it anew"
+        )
+    return module
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_hash(path: Path) -> None:
+    """torchvision's own file names end in the beginning of their hash."""
+    expected = HASH_REGEX.search(path.name)
+    if expected and not hash_file(path).startswith(expected.group(1)):
+        raise InputError(f"{path} is damaged: its hash does not begin as its name says; get it anew")
+
+
+@contextlib.contextmanager
+def _loading(model: str, path: Path) -> Iterator[None]:
+    """Errors of the libraries as InputError; no drawing from the caller's random numbers, no bars and no warnings."""
+    logger = transformers.utils.logging
+    verbosity, bars = logger.get_verbosity(), logger.is_progress_bar_enabled()
+    logger.set_verbosity_error()
+    logger.disable_progress_bar()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    except InputError:
+        raise
+    except Exception as error:  # each library has its own for a damaged file, a wrong shape, an unknown architecture
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{model} cannot be loaded from {path} ({type(error).__name__}: {reason}). The file is damaged, not complete, "
+            "or of another model; get it anew"
+        ) from error
+    finally:
+        logger.set_verbosity(verbosity)
+        if bars:
+            logger.enable_progress_bar()
+
+
+def _crop_middle(
+    size: list[int], crop: list[int], interpolation: Any, antialias: bool, image: Image.Image
+) -> Image.Image:
+    return center_crop(resize(image, size, interpolation=interpolation, antialias=antialias), crop)
+
+
+def _squash(size: tuple[int, int], resample: int, image: Image.Image) -> Image.Image:
+    return image.resize(size, resample)

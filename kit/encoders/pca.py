@@ -1,0 +1,28 @@
+"""Principal components of embeddings, fitted on some rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def reduce_pca(values: np.ndarray, fit_rows: np.ndarray, n_components: int, chunk: int = 16384) -> np.ndarray:
+    """(n, min(n_components, d)) float32 principal components, fitted on ``fit_rows`` alone; rows with NaN stay NaN.
+
+    Mean and covariance are summed up chunk by chunk, so ``values`` may be a memory map. The sign of a component is
+    such that its largest loading is positive.
+    """
+    dim = values.shape[1]
+    total, outer, count = np.zeros(dim), np.zeros((dim, dim)), 0
+    for start in range(0, len(fit_rows), chunk):
+        part = np.asarray(values[fit_rows[start : start + chunk]], np.float64)
+        part = part[~np.isnan(part).any(axis=1)]
+        total, outer, count = total + part.sum(axis=0), outer + part.T @ part, count + len(part)
+    mean = total / max(count, 1)
+    _, vectors = np.linalg.eigh(outer / max(count, 1) - np.outer(mean, mean))
+    components = vectors[:, ::-1][:, :n_components]
+    components = components * np.sign(components[np.abs(components).argmax(axis=0), np.arange(components.shape[1])])
+    parts = [
+        ((np.asarray(values[start : start + chunk], np.float64) - mean) @ components).astype(np.float32)
+        for start in range(0, len(values), chunk)
+    ]
+    return np.concatenate(parts)

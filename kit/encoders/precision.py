@@ -1,0 +1,96 @@
+"""Devices, batch sizes and the fastest precision that changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kit.encoders.job import ImageEncoder, Job, TextEncoder, cast_module
+from kit.release.images import ImageDataset
+
+MIN_COSINE = 0.999  # of every probed row in half precision with the same row in float32
+MIN_SPEEDUP = 1.2  # below this the timing may be noise, and float32 is the safer choice
+MIN_PROBE_ITEMS = 512  # fewer items are encoded before a probe has paid for itself
+
+
+def weights_fingerprint(module: nn.Module, settings: Any) -> str:
+    """Hash of a network's weights and of what else decides its features: config, preprocessing."""
+    hasher = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, value in sorted(module.state_dict().items()):
+        hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        hasher.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return hasher.hexdigest()[:16]
+
+
+def forward(encoder: ImageEncoder | TextEncoder, module: nn.Module, batch: Tensor, device: str) -> Tensor:
+    """(B, d) float32 features; a batch too large for the GPU's memory is halved."""
+    try:
+        return encoder.encode_batch(module, batch.to(device, non_blocking=True)).float()
+    except torch.cuda.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+    torch.cuda.empty_cache()
+    return torch.cat([forward(encoder, module, half, device) for half in batch.tensor_split(2)])
+
+
+@torch.inference_mode()
+def probe_precision(job: Job, device: str) -> tuple[str, str]:
+    """The fastest precision whose features keep a cosine above 0.999 with float32, and the measurement in words.
+
+    Half precision is faster only on processors with units for it, and very slow on others, so it is timed on the first
+    batch of the job. Autocast is not tried: it is slower than float32 on CPUs.
+    """
+    batch, half_types = _probe_batch(job), ["float16", "bfloat16"] if device.startswith("cuda") else ["bfloat16"]
+    exact, exact_s = _timed(job, batch, device, "float32")
+    best, best_s, words = "float32", exact_s / MIN_SPEEDUP, [f"float32 {len(batch) / exact_s:,.0f}/s"]
+    for name in half_types:
+        features, seconds = _timed(job, batch, device, name, give_up_s=exact_s)
+        cosine = float(F.cosine_similarity(features, exact).min())
+        words.append(f"{name} {len(batch) / seconds:,.0f}/s at cosine {cosine:.5f}")
+        if cosine > MIN_COSINE and seconds < best_s:
+            best, best_s = name, seconds
+    return best, ", ".join(words)
+
+
+def default_devices() -> list[str]:
+    """All GPUs, else the CPU."""
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
+
+
+def default_batch(devices: Sequence[str]) -> int:
+    """Items per forward pass: enough to fill a GPU; on CPUs what stays in the cache."""
+    return 256 if devices[0].startswith("cuda") else 32
+
+
+def _timed(
+    job: Job, batch: Tensor, device: str, precision: str, give_up_s: float = float("inf")
+) -> tuple[Tensor, float]:
+    """Features of a batch and the best of two times, the first pass not counted unless it is already too slow."""
+    module = cast_module(job.encoder.module, device, precision)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        features = forward(job.encoder, module, batch, device).cpu()
+        seconds.append(time.perf_counter() - started)
+        if seconds[0] > 4 * give_up_s:
+            break
+    return features, min(seconds[1:] or seconds)
+
+
+def _probe_batch(job: Job) -> Tensor:
+    """A typical batch of the job: items from its middle."""
+    middle = len(job.items) // 2
+    items = job.items[middle : middle + job.batch_size]
+    if hasattr(job.encoder, "transform"):  # images
+        return torch.from_numpy(
+            next(ImageDataset(items, job.encoder.transform, job.encoder.draft_px).batches(len(items)))[0]
+        )
+    ids = job.encoder.tokenize(items)
+    return ids[:, : int(job.encoder.lengths(ids).max())]

@@ -1,0 +1,1 @@
+"""What models are worth: bootstrap, Table 1, fusion, blend, studies (floor 5)."""

@@ -1,0 +1,180 @@
+"""The last step: fuse the models, undo drift with a straight line, and give the result an honest score.
+
+Ways of fusion, weights and lines are chosen on out-of-fold predictions, so a score on the same predictions would flatter
+them. The scores given here are nested: every fold is predicted with what was fitted without it, and folds that run forward
+in time with earlier folds only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize_scalar
+
+from kit.base.errors import InputError
+from kit.base.metrics import mae, over_folds, src
+from kit.evaluation import fusion
+from kit.run.folds import TRAIN_ONLY
+
+METHODS = tuple(fusion.METHODS)
+CALIBRATIONS = ("auto", "affine", "none")
+SLOPES = (0.5, 2.0)  # a line outside would mean a broken model, not drift
+
+
+@dataclass(frozen=True)
+class Blend:
+    """How to combine the models, and what that is worth.
+
+    Attributes:
+        method: one of METHODS.
+        weights: model -> weight >= 0; they sum to 1 except for "stack".
+        mix: what the method has learnt from all out-of-fold predictions.
+        slope, intercept: the line applied to the mix; 1 and 0 where calibration does not pay.
+        low, high: range of the labels; predictions are clipped to it.
+        scores: one row per fold: fold, n, src, mae; nested.
+        oof: (n_posts,) float64 nested predictions, NaN where no fold scores a post.
+    """
+
+    method: str
+    weights: dict[str, float]
+    mix: fusion.Mix
+    slope: float
+    intercept: float
+    low: float
+    high: float
+    scores: pd.DataFrame
+    oof: np.ndarray
+
+    def predict(self, predictions: Mapping[str, np.ndarray]) -> np.ndarray:
+        """(n,) float64: the blend of each model's predictions for the same n posts, on the scale of the label."""
+        if set(predictions) != set(self.weights):
+            raise InputError(f"the blend knows {sorted(self.weights)}, but predictions are from {sorted(predictions)}")
+        mixed = self.mix(_stack({name: predictions[name] for name in self.weights}))
+        return np.clip(self.slope * mixed + self.intercept, self.low, self.high)
+
+
+def fit_blend(
+    oof: Mapping[str, np.ndarray],
+    target: np.ndarray,
+    folds: np.ndarray,
+    *,
+    method: str = "convex",
+    calibrate: str = "auto",
+) -> Blend:
+    """The models fused in one way, with a line on top where nested folds say that it helps.
+
+    Args:
+        oof: model -> (n_posts,) predictions; a post counts where all models and the target are finite.
+        target: (n_posts,) label, NaN for test posts.
+        folds: (n_posts,) from `folds.make_folds`, the ones `oof` was made with.
+        method: one of METHODS.
+        calibrate: "affine": the line slope * blend + intercept of least absolute error; "none"; "auto": the line if it
+            lowers the nested MAE. Folds in time show the drift that a line can undo; folds of authors show none.
+
+    Raises:
+        InputError: no model, lengths that differ, unknown method or calibration, or nothing to score.
+
+    Source: the blends of HyFea, USTC and Alonso, without weights that sum to 1.02; the paper's "Fusion" is not specified.
+    """
+    if calibrate not in CALIBRATIONS:
+        raise InputError(f"calibration {calibrate!r} is unknown; choose one of {', '.join(CALIBRATIONS)}")
+    if method not in METHODS:
+        raise InputError(f"fusion {method!r} is unknown; choose one of {', '.join(METHODS)}")
+    matrix, target, folds = _stack(oof), np.asarray(target, dtype=np.float64), np.asarray(folds)
+    if not len(matrix) == len(target) == len(folds):
+        raise InputError(f"rows differ: oof {len(matrix)}, target {len(target)}, folds {len(folds)}")
+    scored = np.isfinite(matrix).all(axis=1) & np.isfinite(target) & (folds >= 0)
+    if not scored.any():
+        raise InputError("no post has a label and an out-of-fold prediction of every model; nothing to blend")
+    limits = float(np.nanmin(target)), float(np.nanmax(target))
+    lines = {"auto": (False, True), "affine": (True,), "none": (False,)}[calibrate]
+    tried = _nested(matrix, target, folds, scored, fusion.METHODS[method], lines, limits)
+    line = min(tried, key=lambda line: mae(target[scored], tried[line][scored]))
+    mix = fusion.METHODS[method](matrix[scored], target[scored])
+    slope, intercept = _line(mix(matrix[scored]), target[scored]) if line else (1.0, 0.0)
+    named = {name: float(weight) for name, weight in zip(oof, mix.weights, strict=True)}
+    scores = _scores(target, tried[line], folds, scored)
+    return Blend(method, named, mix, slope, intercept, *limits, scores, tried[line])
+
+
+def compare_methods(
+    oof: Mapping[str, np.ndarray], target: np.ndarray, folds: np.ndarray, *, calibrate: str = "auto"
+) -> dict[str, Blend]:
+    """Every method fitted (arguments as in `fit_blend`), the best one first.
+
+    Order is that of the challenge: the sum of the ranks in nested SRC and in nested MAE, the lower MAE where sums tie.
+    """
+    blends = {method: fit_blend(oof, target, folds, method=method, calibrate=calibrate) for method in METHODS}
+    table = pd.DataFrame({name: blend.scores[["src", "mae"]].mean() for name, blend in blends.items()}).T
+    ranks = table["mae"].rank() + table["src"].rank(ascending=False)
+    order = sorted(METHODS, key=lambda name: (ranks[name], table["mae"][name]))
+    return {name: blends[name] for name in order}
+
+
+def method_table(
+    blends: Mapping[str, Blend], oof: Mapping[str, np.ndarray], target: np.ndarray, folds: np.ndarray
+) -> pd.DataFrame:
+    """The best single model and every way of fusion: name, src, src_sd, mae, mae_sd, n, models used; best first as given.
+
+    Args:
+        blends: from `compare_methods`.
+        oof, target, folds: what they were fitted on; single models are scored on the posts that the blends score.
+    """
+    scored = np.isfinite(next(iter(blends.values())).oof)
+    single = {name: _scores(np.asarray(target, float), values, folds, scored) for name, values in oof.items()}
+    best = min(single, key=lambda name: single[name]["mae"].mean())
+    tables = {name: blend.scores for name, blend in blends.items()} | {f"best single model: {best}": single[best]}
+    used = {name: sum(weight > 0 for weight in blend.weights.values()) for name, blend in blends.items()}
+    rows = [
+        {"fusion": name, **over_folds(table), "n": int(table["n"].sum()), "models": used.get(name, 1)}
+        for name, table in tables.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _nested(
+    matrix, target, folds, scored, fit, lines: tuple[bool, ...], limits: tuple[float, float]
+) -> dict[bool, np.ndarray]:
+    """With and without a line: (n_posts,) each fold blended by what the other folds (in time: the earlier ones) teach."""
+    out = {line: np.full(len(target), np.nan) for line in lines}
+    forward = (folds == TRAIN_ONLY).any()
+    for k in np.unique(folds[scored]):
+        teach = scored & ((folds < k) if forward else (folds != k))
+        rows = scored & (folds == k)
+        mix = fit(matrix[teach], target[teach]) if teach.any() else fusion.equal(matrix)
+        for line, nested in out.items():
+            slope, intercept = _line(mix(matrix[teach]), target[teach]) if line and teach.any() else (1.0, 0.0)
+            nested[rows] = np.clip(slope * mix(matrix[rows]) + intercept, *limits)
+    return out
+
+
+def _line(mixed: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+    """Slope and intercept of least absolute error; for a given slope the best intercept is a median."""
+    found = minimize_scalar(
+        lambda slope: np.abs(target - slope * mixed - np.median(target - slope * mixed)).mean(),
+        bounds=SLOPES,
+        method="bounded",
+    )
+    return float(found.x), float(np.median(target - found.x * mixed))
+
+
+def _stack(predictions: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(n, n_models) float64, one column per model."""
+    if not predictions:
+        raise InputError("no model to blend; give predictions of at least one")
+    if len({len(values) for values in predictions.values()}) > 1:
+        raise InputError(f"models differ in rows: { {name: len(values) for name, values in predictions.items()} }")
+    return np.column_stack([np.asarray(values, dtype=np.float64) for values in predictions.values()])
+
+
+def _scores(target: np.ndarray, nested: np.ndarray, folds: np.ndarray, scored: np.ndarray) -> pd.DataFrame:
+    rows = {int(k): scored & (folds == k) for k in np.unique(folds[scored])}
+    return pd.DataFrame(
+        [
+            {"fold": k, "n": int(at.sum()), "src": src(target[at], nested[at]), "mae": mae(target[at], nested[at])}
+            for k, at in rows.items()
+        ]
+    )

@@ -1,0 +1,196 @@
+"""Table 1: what each block of features brings, for every model and their fusion, with the spread over folds.
+
+A feature set is written as its blocks joined by "+", e.g. ``statistic+behaviour+clip_ft``. The word ``taught`` adds the
+columns that are made from training labels inside each fold (`kit.boosting`); the paper has no such rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kit.base.errors import InputError
+from kit.base.metrics import over_folds
+from kit.boosting.result import FoldResult
+from kit.evaluation.blend import fit_blend
+from kit.evaluation.bootstrap import paired_difference
+from kit.run.block import Block
+from kit.run.directory import Run
+from kit.run.matrix import join_blocks
+
+TAUGHT = "taught"
+PAPER_ROWS = "paper"  # stands for the twelve feature sets of the paper's table
+COMPANIONS = {"statistic": ("external",)}  # blocks that belong to another one where the run has them
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """One row of the table.
+
+    Attributes:
+        name: as the user wrote it.
+        parts: its words; blocks, and perhaps TAUGHT.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        return tuple(part for part in self.parts if part != TAUGHT)
+
+    @property
+    def taught(self) -> bool:
+        return TAUGHT in self.parts
+
+
+def parse_sets(names: Iterable[str]) -> list[FeatureSet]:
+    """The feature sets of a list of names; PAPER_ROWS becomes the rows of the paper's Table 1.
+
+    Raises:
+        InputError: no name, one that names no block or one twice, or two names for the same set.
+    """
+    rows = pd.read_csv(PAPER)["features"].tolist()
+    names = [row for name in names for row in (rows if name == PAPER_ROWS else [name])]
+    sets = [FeatureSet(name, tuple(part.strip() for part in name.split("+"))) for name in names]
+    if not sets:
+        raise InputError("no feature set; name at least one, as statistic or statistic+behaviour")
+    for one in sets:
+        if "" in one.parts or len(set(one.parts)) < len(one.parts) or not one.blocks:
+            raise InputError(
+                f"feature set {one.name!r}: expected block names joined by '+', each once, as statistic+clip"
+            )
+    known = [frozenset(one.parts) for one in sets]
+    if twice := [one.name for i, one in enumerate(sets) if known[i] in known[:i]]:
+        raise InputError(f"feature set {twice[0]!r} stands in the list twice")
+    return sets
+
+
+def set_block(run: Run, one: FeatureSet) -> Block:
+    """The blocks of a feature set side by side, companions included (see COMPANIONS)."""
+    names = [b for block in one.blocks for b in (block, *filter(run.has_block, COMPANIONS.get(block, ())))]
+    return join_blocks([run.read_block(name) for name in dict.fromkeys(names)], one.name)
+
+
+def not_run(run: Run, sets: Iterable[FeatureSet]) -> dict[str, str]:
+    """Name of each set that lacks a block -> "not run: ..." in the words of the step that could not make it.
+
+    Raises:
+        InputError: no set can be run.
+    """
+    sets = list(sets)
+    lacking = {one.name: [b for b in one.blocks if not run.has_block(b)] for one in sets}
+    notes = {
+        name: "not run: " + "; ".join(f"{b}: {run.why_no_block(b)}" for b in blocks)
+        for name, blocks in lacking.items()
+        if blocks
+    }
+    if len(notes) == len(sets):
+        raise InputError("none of the feature sets can be run. " + ". ".join(f"{k}: {v}" for k, v in notes.items()))
+    return notes
+
+
+def table_one(
+    sets: Iterable[FeatureSet],
+    results: Mapping[tuple[str, str], FoldResult],
+    target: np.ndarray,
+    folds: np.ndarray,
+    lacking: Mapping[str, str] | None = None,
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """One row per feature set, and the fused out-of-fold predictions (n_posts,) of each set that was run.
+
+    Args:
+        sets: in the order of the table.
+        results: (set name, model) -> what `gbdt.fit_folds` returned under these folds.
+        target: (n_posts,) label, NaN for test posts.
+        folds: (n_posts,) from `folds.make_folds`.
+        lacking: set name -> why it was not run.
+
+    Returns:
+        Columns features, note, n, folds, and for each model and "fusion": src, mae and their standard deviations over
+        folds. The fusion is the convex blend of the models, its score nested (see `kit.evaluation.blend`).
+    """
+    lacking, models = lacking or {}, list(dict.fromkeys(model for _, model in results))
+    rows, fused = [], {}
+    for one in sets:
+        if one.name in lacking:
+            rows.append({"features": one.name, "note": lacking[one.name]})
+            continue
+        blend = fit_blend({model: results[one.name, model].oof for model in models}, target, folds)
+        fused[one.name] = blend.oof
+        scores = {model: results[one.name, model].scores for model in models} | {FUSION: blend.scores}
+        row = {"features": one.name, "note": "", "n": int(blend.scores["n"].sum()), "folds": len(blend.scores)}
+        for model, table in scores.items():
+            row |= {f"{model}_{name}": value for name, value in over_folds(table).items()}
+        rows.append(row)
+    return pd.DataFrame(rows), fused
+
+
+def gains(
+    sets: Iterable[FeatureSet], fused: Mapping[str, np.ndarray], target: np.ndarray, authors: np.ndarray, seed: int = 0
+) -> pd.DataFrame:
+    """What each feature set gains over others, with 95 % ranges of a paired bootstrap over authors.
+
+    Each set is compared with the row above it, and with the largest earlier set it contains ("without ..."), which shows
+    what the blocks it adds bring; the first set with the median of all labels.
+
+    Args:
+        sets, fused: as `table_one` takes and returns them; sets that were not run are passed over.
+        target: (n_posts,) label.
+        authors: (n_posts,) key of each post's author.
+        seed: of the draws.
+
+    Returns:
+        features, against, what ("row above", "added: ...", "all"), n, src, src_low, src_high, mae, mae_low, mae_high,
+        reading. Differences are this set minus the other: SRC above 0 and MAE below 0 are good.
+    """
+    run, rows = [one for one in sets if one.name in fused], []
+    for place, one in enumerate(run):
+        base = largest_subset(one, run[:place])
+        compared = []
+        if place == 0:
+            compared.append(("median of all labels", "all", np.full(len(target), np.nanmedian(target))))
+        if base is not None:
+            added = " ".join(part for part in one.parts if part not in base.parts)
+            compared.append((base.name, f"added: {added}", fused[base.name]))
+        if place and (base is None or base.name != run[place - 1].name):
+            compared.append((run[place - 1].name, "row above", fused[run[place - 1].name]))
+        for against, what, other in compared:
+            both = np.isfinite(target) & np.isfinite(other) & np.isfinite(fused[one.name])
+            found = paired_difference(target[both], other[both], fused[one.name][both], authors[both], seed=seed)
+            difference = {k: getattr(found, k) for k in ("src", "src_low", "src_high", "mae", "mae_low", "mae_high")}
+            rows.append({"features": one.name, "against": against, "what": what, "n": int(both.sum()), **difference})
+            rows[-1]["reading"] = reading(rows[-1])
+    return pd.DataFrame(rows)
+
+
+def largest_subset(one: FeatureSet, earlier: Iterable[FeatureSet]) -> FeatureSet | None:
+    """The earlier set with the most parts of those that `one` contains; of equals the last; None where there is none."""
+    inside = [other for other in earlier if set(other.parts) < set(one.parts)]
+    return max(reversed(inside), key=lambda other: len(other.parts), default=None)
+
+
+def reading(row: Mapping[str, float]) -> str:
+    """ "better", "worse", "mixed" or "no clear difference", by which of the two ranges leave out zero."""
+    signs = {
+        np.sign(row[f"{metric}_low"]) * sign
+        for metric, sign in (("src", 1), ("mae", -1))
+        if row[f"{metric}_low"] * row[f"{metric}_high"] > 0
+    }
+    return {frozenset(): "no clear difference", frozenset({1}): "better", frozenset({-1}): "worse"}.get(
+        frozenset(signs), "mixed"
+    )
+
+
+FUSION = "fusion"  # name of the fused models among the models
+PAPER = Path(__file__).with_name("paper_table_1.csv")  # Table 1 of the paper, scored on the challenge's server
+
+
+def beside_paper(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the paper's numbers for the same features; rows the paper lacks stay, theirs are empty."""
+    paper = pd.read_csv(PAPER)
+    return table.merge(paper.rename(columns={c: f"paper_{c}" for c in paper if c != "features"}), "left", "features")

@@ -1,0 +1,1 @@
+"""Posts to blocks without labels: statistic, behaviour, words, external (floor 3)."""

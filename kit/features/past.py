@@ -1,0 +1,40 @@
+"""Sums over strictly earlier events: the one place where the past of a post is cut off."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class Past:
+    """Sums over the strictly earlier events of the same key, for values that change while keys and times stay.
+
+    Args:
+        key: (n,) integer; events of one key form a history.
+        time: (n,) sortable; events of one instant do not see each other.
+    """
+
+    def __init__(self, key: np.ndarray, time: np.ndarray):
+        self._order = np.lexsort((time, key))
+        key, time = key[self._order], time[self._order]
+        new_key = np.r_[True, key[1:] != key[:-1]] if len(key) else np.empty(0, dtype=bool)
+        new_instant = new_key | np.r_[True, time[1:] != time[:-1]] if len(key) else new_key
+        positions = np.arange(len(key))
+        self._key_start = np.maximum.accumulate(np.where(new_key, positions, 0))
+        self._instant_start = np.maximum.accumulate(np.where(new_instant, positions, 0))
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """(n,) float64: for each event, the sum of `values` over the earlier events of its key."""
+        before = np.r_[0.0, np.cumsum(values[self._order], dtype=np.float64)]
+        out = np.empty(len(values))
+        out[self._order] = before[self._instant_start] - before[self._key_start]
+        return out
+
+    def latest(self, values: np.ndarray) -> np.ndarray:
+        """(n,) float64: the value of the last earlier event of the key that is not NaN, or NaN."""
+        ordered = np.asarray(values, dtype=np.float64)[self._order]
+        known = np.where(np.isfinite(ordered), np.arange(len(ordered)), -1)
+        last = np.r_[-1, np.maximum.accumulate(known)][self._instant_start] if len(ordered) else known
+        out = np.full(len(ordered), np.nan)
+        found = last >= self._key_start
+        out[self._order[found]] = ordered[last[found]]
+        return out

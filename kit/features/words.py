@@ -1,0 +1,241 @@
+"""Numbers from words without a language model: TF-IDF + SVD, tag frequencies, tag history. No label is ever read.
+
+A tag's table is *long*: one row per (post, distinct tag), made once per posts table by `long_tags`; everything about tags
+is a group-by or a sparse product over it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+from sklearn.preprocessing import normalize
+
+MAX_TERMS = 200_000  # vocabulary limit of one TF-IDF
+SVD_ITERATIONS = 4  # of the randomised range finder; more changes the leading components no longer
+
+
+def long_tags(alltags: pd.Series) -> pd.DataFrame:
+    """One row per (post, distinct tag): columns `row`, `tag` (code, 0 = most frequent) and `place` (0 = first in the post).
+
+    Args:
+        alltags: (n_posts,) tags separated by spaces, "" for none; compared in lower case.
+    """
+    words = alltags.reset_index(drop=True).str.lower().str.split().explode().dropna()
+    row = words.index.to_numpy()
+    starts = np.flatnonzero(np.r_[True, row[1:] != row[:-1]]) if len(row) else np.empty(0, dtype=int)
+    place = np.arange(len(row)) - np.repeat(starts, np.diff(np.r_[starts, len(row)]))
+    long = pd.DataFrame({"row": row, "tag": frequency_codes(words), "place": place})
+    return long.drop_duplicates(["row", "tag"], ignore_index=True)
+
+
+def frequency_codes(values: pd.Series, min_count: int = 1) -> np.ndarray:
+    """Integer codes (n,) int64: 0 for the most frequent value, ties in the values' order; -1 below min_count and for ""."""
+    values = values.astype("object").where(values.notna(), "")
+    counts = values[values != ""].value_counts()
+    counts = counts[counts >= min_count].sort_index().sort_values(ascending=False, kind="stable")
+    return counts.index.get_indexer(values)
+
+
+def tag_matrix(long: pd.DataFrame, n_posts: int, min_posts: int = 2) -> sparse.csr_matrix:
+    """(n_posts, n_tags) float32 of 0/1: which post has which tag, for tags of at least min_posts posts, commonest first."""
+    n_tags = int((np.bincount(long["tag"]) >= min_posts).sum()) if len(long) else 0
+    kept = long[long["tag"] < n_tags]
+    ones = np.ones(len(kept), dtype=np.float32)
+    return sparse.csr_matrix((ones, (kept["row"], kept["tag"])), shape=(n_posts, n_tags))
+
+
+def title_terms(texts: pd.Series, longest: int = 1) -> sparse.csr_matrix:
+    """(n, n_terms) float32 of 0/1: which text has which term, for terms of at least two distinct texts.
+
+    Args:
+        texts: (n,) text, None or "" for none.
+        longest: words in a term, at most.
+    """
+    code, distinct = pd.factorize(texts.astype("object").where(texts.notna(), ""))
+    counter = CountVectorizer(
+        ngram_range=(1, longest), min_df=min(2, len(distinct)), max_features=MAX_TERMS, binary=True
+    )
+    try:
+        return counter.fit_transform(distinct).astype(np.float32)[code]
+    except ValueError:  # sklearn's way to say that no term is common enough
+        return sparse.csr_matrix((len(texts), 0), dtype=np.float32)
+
+
+def tfidf_svd(texts: pd.Series, dim: int, seed: int) -> np.ndarray:
+    """(n, dim) float32: truncated SVD of the TF-IDF of words and pairs of words.
+
+    Source: HyFea's `get_data_feature.py` (TF-IDF of 1- and 2-grams, SVD 20, fitted on train and test together).
+    """
+    terms = title_terms(texts, longest=2)
+    return truncated_svd(TfidfTransformer().fit_transform(terms) if terms.nnz else terms, dim, seed)
+
+
+def tag_svd(tags: sparse.csr_matrix, dim: int, seed: int) -> np.ndarray:
+    """(n_posts, dim) float32: truncated SVD of the TF-IDF of tags. Source: HyFea, as `tfidf_svd`."""
+    return truncated_svd(TfidfTransformer().fit_transform(tags) if tags.nnz else tags, dim, seed)
+
+
+def tag_neighbours(tags: sparse.csr_matrix, dim: int, seed: int) -> np.ndarray:
+    """(n_posts, dim) float32: mean of tag vectors that hold which tags are used together.
+
+    Vectors are the SVD of the positive pointwise mutual information of tags within posts, the closed form of skip-gram.
+
+    Source: Levy and Goldberg 2014; stands in for the Word2Vec of tags in Alonso's 2026 code, without gensim.
+    """
+    if not tags.nnz:
+        return np.zeros((tags.shape[0], dim), dtype=np.float32)
+    n_posts_of = np.asarray(tags.sum(axis=0)).ravel()
+    return normalize(tags, norm="l1") @ truncated_svd(ppmi(tags.T @ tags, n_posts_of, tags.shape[0]), dim, seed)
+
+
+def ppmi(together: sparse.spmatrix, count: np.ndarray, total: float) -> sparse.csr_matrix:
+    """(n, n) float32 positive pointwise mutual information of pairs of different things.
+
+    Args:
+        together: (n, n) how often two things meet; the diagonal is left out.
+        count: (n,) how often each is there at all.
+        total: occasions to meet, on which `count` counts.
+    """
+    together = together.tocoo()
+    off = together.row != together.col
+    row, col, n_both = together.row[off], together.col[off], together.data[off]
+    pmi = np.log(n_both * total / (count[row] * count[col]))
+    return sparse.csr_matrix((np.maximum(pmi, 0), (row, col)), shape=together.shape, dtype=np.float32)
+
+
+def sequence_vectors(sequence: np.ndarray, tag: np.ndarray, dim: int, seed: int, window: int = 6) -> np.ndarray:
+    """(n_tags, dim) float32: a vector for each tag that holds which tags come close to it in sequences.
+
+    Args:
+        sequence: (n,) int, ascending: which sequence each use of a tag belongs to.
+        tag: (n,) int: the tags, each sequence in its order.
+        window: tags at most so many places apart are company.
+
+    Source: Levy and Goldberg 2014, with the window of the Word2Vec per user in Alonso's 2026 code.
+    """
+    n_tags = int(tag.max(initial=0)) + 1
+    together = sparse.csr_matrix((n_tags, n_tags), dtype=np.float32)
+    for step in range(1, window + 1):
+        near = sequence[:-step] == sequence[step:]
+        pair = tag[:-step][near], tag[step:][near]
+        together += sparse.csr_matrix((np.ones(near.sum(), dtype=np.float32), pair), shape=together.shape)
+    together = together + together.T
+    company = np.asarray(together.sum(axis=0)).ravel()
+    return truncated_svd(ppmi(together, company, company.sum()), dim, seed)
+
+
+def truncated_svd(matrix: sparse.csr_matrix, dim: int, seed: int) -> np.ndarray:
+    """(n, dim) float32 left singular vectors times singular values; columns that the matrix cannot fill are zero."""
+    out = np.zeros((matrix.shape[0], dim), dtype=np.float32)
+    rank = min(dim, min(matrix.shape) - 1)
+    if rank > 0 and matrix.nnz:
+        svd = TruncatedSVD(rank, algorithm="randomized", n_iter=SVD_ITERATIONS, random_state=seed)
+        with np.errstate(invalid="ignore"):  # its share of explained variance is 0/0 where all rows are alike
+            out[:, :rank] = svd.fit_transform(matrix)
+    return out
+
+
+def tag_frequency(long: pd.DataFrame, uid: pd.Series) -> pd.DataFrame:
+    """How common a post's tags are: mean, max, min, std of log(posts with the tag) and log(authors using it), rare shares.
+
+    Args:
+        long: from `long_tags`.
+        uid: (n_posts,) author of each post.
+
+    Source: tag document frequency as in Alonso's 2026 code; counts over train and test together.
+    """
+    n_posts = len(uid)
+    author = pd.factorize(uid)[0][long["row"]]
+    n_using = long.assign(author=author).groupby("tag")["author"].nunique().to_numpy()
+    n_with = np.bincount(long["tag"])
+    values = pd.DataFrame(
+        {
+            "row": long["row"],
+            "posts": np.log1p(n_with)[long["tag"]],
+            "authors": np.log1p(n_using)[long["tag"]],
+            "alone": (n_with == 1)[long["tag"]].astype(np.float32),
+            "rare": (n_with <= 5)[long["tag"]].astype(np.float32),
+        }
+    )
+    grouped = values.groupby("row")
+    stats = grouped[["posts", "authors"]].agg(["mean", "max", "min", "std"])
+    stats.columns = [f"tag_{what}_{stat}" for what, stat in stats.columns]
+    stats = stats.join(grouped[["alone", "rare"]].mean().add_prefix("tag_share_"))
+    return stats.reindex(range(n_posts)).astype(np.float32)
+
+
+def tag_history(long: pd.DataFrame, date: pd.Series) -> pd.DataFrame:
+    """How known a post's tags were when it appeared: each tag's share of the earlier posts, and days since its last use.
+
+    Shares, unlike counts, do not grow with the age of the collection, so they mean the same in a later test part.
+
+    Args:
+        long: from `long_tags`.
+        date: (n_posts,) datetime; only strictly earlier posts count. Posts without a date get NaN.
+    """
+    seconds = date.astype("int64").where(date.notna())
+    n_before = (seconds.rank(method="min") - 1).to_numpy()
+    events = long.assign(time=seconds.to_numpy()[long["row"]], n_before=n_before[long["row"]]).dropna(subset="time")
+    events = events.sort_values(["tag", "time"], kind="stable")
+    events["seen"] = events.groupby("tag").cumcount()
+    instants = events.drop_duplicates(["tag", "time"])  # posts of one instant do not know each other
+    last = instants["time"] - instants.groupby("tag")["time"].shift()
+    instants = instants[["tag", "time", "seen"]].assign(days=np.log1p(last / 86_400))
+    events = events.drop(columns="seen").merge(instants, on=["tag", "time"])
+    events["share"] = np.log((events["seen"] + 1) / (events["n_before"] + 1))
+    events["new"] = (events["seen"] == 0).astype(np.float32)
+    grouped = events.groupby("row")
+    stats = grouped[["share", "days"]].agg(["mean", "max", "min"])
+    stats.columns = [f"tag_past_{what}_{stat}" for what, stat in stats.columns]
+    stats["tag_past_new"] = grouped["new"].mean()
+    return stats.reindex(range(len(date))).astype(np.float32)
+
+
+def first_tags(long: pd.DataFrame, n_posts: int, n: int) -> np.ndarray:
+    """(n_posts, n) int codes of each post's first distinct tags; the last repeated where there are fewer, -1 without tags.
+
+    Args:
+        long: from `long_tags`.
+    """
+    n_own = np.bincount(long["row"], minlength=n_posts)
+    start = np.cumsum(n_own) - n_own
+    place = start[:, None] + np.minimum(np.arange(n), n_own[:, None] - 1)
+    tag = np.r_[long["tag"].to_numpy(), -1]
+    return np.where(n_own[:, None] > 0, tag[np.where(n_own[:, None] > 0, place, -1)], -1)
+
+
+def tag_trend(long: pd.DataFrame, period: np.ndarray, name: str, n_top: int = 100) -> pd.DataFrame:
+    """How common a post's tags are in its own week or month: share, rank, trend (mean, max) and share of top tags.
+
+    Share is log((posts with the tag + 1) / (posts + 1)) in the period, rank the logarithm of the tag's place in it, trend
+    the share less that of the period before (NaN where that has no posts).
+
+    Args:
+        long: from `long_tags`.
+        period: (n_posts,) whole number of the period, NaN for posts without a date; consecutive periods differ by one.
+        name: of the period, for the column names.
+        n_top: so many tags of a period are its top tags.
+    """
+    dated = np.isfinite(period)
+    found = np.flatnonzero(dated[long["row"]])
+    row, tag = long["row"].to_numpy()[found], long["tag"].to_numpy()[found]
+    first = np.nanmin(period) if dated.any() else 0
+    number = np.where(dated, period - first, 0).astype(np.int64)
+    n_posts = np.r_[0, np.bincount(number[dated], minlength=1)]  # of the period before each period, then of itself
+    n_tags = int(long["tag"].max()) + 1 if len(long) else 1
+    use, at, n = np.unique(number[row] * n_tags + tag, return_inverse=True, return_counts=True)
+    which = use // n_tags
+    place = np.minimum(np.searchsorted(use, use - n_tags), max(len(use) - 1, 0))
+    n_before = np.where(use[place] == use - n_tags, n[place], 0)
+    share = np.log((n + 1) / (n_posts[which + 1] + 1))
+    share_before = np.log((n_before + 1) / (n_posts[which] + 1))
+    rank = pd.Series(n).groupby(which).rank(method="min", ascending=False).to_numpy()
+    values = {"share": share, "rank": np.log(rank), "trend": np.where(n_posts[which] > 0, share - share_before, np.nan)}
+    grouped = pd.DataFrame({key: value[at] for key, value in values.items()}).groupby(row)
+    stats = grouped.agg(["mean", "max"])
+    stats.columns = [f"tag_{name}_{what}_{stat}" for what, stat in stats.columns]
+    stats[f"tag_{name}_top"] = pd.Series((rank <= n_top)[at].astype(np.float64)).groupby(row).mean()
+    return stats.reindex(range(len(period))).astype(np.float32)

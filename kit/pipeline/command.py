@@ -1,0 +1,135 @@
+"""The chain: walk the notebooks in order, skip what is fresh, run the rest headlessly, end with a submission and a report.
+
+    python -m kit.pipeline                       the demo (made if missing) into outputs/demo
+    python -m kit.pipeline --data inputs/smpd    a release of your own, profile "full"
+
+Everything a step hands on lies in the run directory (``kit.run``); whether a step must run again is decided by comparing stamps
+(``kit.pipeline.stamps``); a notebook runs in a kernel of its own (``kit.pipeline.notebook``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from kit.base.errors import InputError
+from kit.base.files import check_writable, write_trouble
+from kit.base.locks import lock
+from kit.base.paths import PROJECT_ROOT, resolve, shown
+from kit.demo.make import make_release
+from kit.pipeline import check
+from kit.pipeline.steps import (
+    CALLED_FROM,
+    DEMO,
+    DEMO_POSTS,
+    NOTEBOOKS,
+    PROFILES,
+    choose,
+    command_line,
+    plan,
+    step_number,
+)
+from kit.pipeline.walk import list_steps, walk
+from kit.release.marker import is_demo
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status (0 done, 1 a step failed, 2 a mistake of the user, 138 memory)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for name in ("SIGTERM", "SIGHUP"):  # SIGHUP: the terminal was closed; Windows has none, and nohup ignores it
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
+            signal.signal(getattr(signal, name), _stop)
+    try:
+        options = _parse(arguments)
+        if options.test is not None:
+            return subprocess.call([sys.executable, "-m", "pytest", *options.test], cwd=PROJECT_ROOT)
+        if options.lab:
+            return _lab()
+        return _run(options, arguments)
+    except InputError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not (trouble := write_trouble(error, Path(error.filename or "outputs"))):
+            raise
+        print(f"\nerror: {trouble}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nstopped; finished steps are kept. Go on with: {command_line(arguments)}", file=sys.stderr)
+        return 130
+
+
+def _stop(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(options: argparse.Namespace, arguments: list[str]) -> int:
+    data_dir, run_dir = _folders(options)
+    steps = plan(data_dir, run_dir, options.profile or ("full" if options.data else "demo"), options.set)
+    chosen = choose(steps, options)
+    if options.list:
+        return list_steps(steps, run_dir)
+    if data_dir == DEMO and not is_demo(DEMO):
+        print(f"making the synthetic demo release in {shown(DEMO)} ({DEMO_POSTS:,} posts)", flush=True)
+        make_release(DEMO, n_posts=DEMO_POSTS)
+    if options.check:
+        return check.check(steps, data_dir, run_dir)
+    check_writable(run_dir)
+    with lock(run_dir, command_line(arguments)):
+        return walk(chosen, run_dir, options, arguments)
+
+
+def _lab() -> int:
+    if not is_demo(DEMO):
+        print(f"making the synthetic demo release in {shown(DEMO)}", flush=True)
+        make_release(DEMO, n_posts=DEMO_POSTS)
+    return subprocess.call([sys.executable, "-m", "jupyterlab"], cwd=NOTEBOOKS)
+
+
+# --- command line -----------------------------------------------------------------------------------------------------
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="run_all.sh", description="From an SMPD release to a validated submission and a report.",
+        epilog="Without options: the synthetic demo. See README.md.", allow_abbrev=False,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--data", metavar="DIR", help="folder of an SMPD release (default: the demo, made if missing)")
+    add("--out", metavar="DIR", help="run directory (default: outputs/<name of the data folder>)")
+    add("--profile", choices=sorted(PROFILES), help="parameter set (default: demo for the demo, full with --data)")
+    add("--set", metavar="NN.NAME=VALUE", action="append", default=[], help="set a notebook parameter; see --list")
+    add("--from", metavar="NN", dest="start", type=step_number, help="leave the steps before NN as they are")
+    add("--only", metavar="NN", type=step_number, help="look at one step only")
+    add("--force", metavar="NN", action="append", default=[], type=step_number, help="run NN even if it is up to date")
+    add(
+        "--accept",
+        metavar="NN",
+        action="append",
+        default=[],
+        type=step_number,
+        help="keep the results of NN as they are",
+    )
+    add("--list", action="store_true", help="show steps, their state and parameters; run nothing")
+    add("--check", action="store_true", help="check machine, packages, data and parameters; run nothing")
+    add("--lab", action="store_true", help="open JupyterLab in notebooks/")
+    add("--test", nargs=argparse.REMAINDER, help="run the test suite; what follows goes to pytest")
+    return parser.parse_args(arguments)
+
+
+def _folders(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Absolute folders of the data and the run; relative ones start where the command was called."""
+    here = Path(os.environ.get(CALLED_FROM) or os.getcwd())
+    data_dir = (here / Path(options.data).expanduser()).resolve() if options.data else DEMO
+    if options.data and not data_dir.is_dir():
+        raise InputError(f"--data: no folder {data_dir}; unpack the SMPD release there or give its folder")
+    run_dir = (here / Path(options.out).expanduser()).resolve() if options.out else resolve(f"outputs/{data_dir.name}")
+    for path in (PROJECT_ROOT, run_dir):
+        if "{" in str(path) or "}" in str(path):
+            raise InputError(f"{path}: braces in a folder name confuse the notebook runner; choose another folder")
+    return data_dir, run_dir

@@ -1,0 +1,175 @@
+"""The steps of the chain: notebooks, profiles and the parameters a run gives them."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import shlex
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kit.base.errors import InputError
+from kit.base.paths import PROJECT_ROOT, shown
+
+NOTEBOOKS = PROJECT_ROOT / "notebooks"
+DEMO = PROJECT_ROOT / "inputs" / "demo"
+DEMO_POSTS = 5500
+QUICK = {"n_folds": 3, "rounds": 300, "patience": 30, "learning_rate": 0.1}  # boosting of the demo
+PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> parameter -> value; nothing else
+    "full": {},
+    "demo": {
+        "02": {"clip_model": "smp-tiny", "shots": 24},
+        "05": QUICK | {"factors": [2, 5], "tail_seeds": [0], "ratios": [1.0, 0.77, 0.5], "selection_seeds": [0, 1]},
+        "06": QUICK
+        | {
+            "sets": [
+                "statistic",
+                "statistic+behaviour",
+                "statistic+clip",
+                "statistic+clip_ft",
+                "statistic+behaviour+clip_ft",
+                "statistic+behaviour+clip+clip_ft+taught",
+            ]
+        },
+    },
+}
+CALLED_FROM = "KIT_CALLED_FROM"  # environment variable: the folder run_all.sh was called in
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook of the chain with the parameters it runs with."""
+
+    name: str
+    notebook: Path
+    parameters: dict[str, Any]
+
+    @property
+    def number(self) -> str:
+        return self.name.split("_")[0]
+
+
+def plan(data_dir: Path, run_dir: Path, profile: str, settings: list[str]) -> list[Step]:
+    """Every step of the chain, parameters resolved: notebook default, then profile, then ``--set``.
+
+    Args:
+        settings: ``NN.name=value`` as given on the command line.
+    Raises:
+        InputError: unknown notebook or parameter, or a value of the wrong type; the message lists the right ones.
+    """
+    overrides = {number: dict(values) for number, values in PROFILES[profile].items()}
+    for setting in settings:
+        target, equals, value = setting.partition("=")
+        number, dot, name = target.partition(".")
+        if not (equals and dot and number and name):
+            raise InputError(f"--set {setting}: expected NN.name=value, e.g. --set 06.n_folds=10")
+        overrides.setdefault(step_number(number), {})[name] = value
+    folders = {"data_dir": shown(data_dir), "run_dir": shown(run_dir)}
+    steps = [_plan_step(path, overrides.pop(path.stem[:2], {}), folders) for path in notebooks()]
+    for number in overrides:
+        _unknown_step(number)
+    return steps
+
+
+def notebooks() -> list[Path]:
+    """The notebooks of the chain in the order of their numbers."""
+    return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+
+
+def _plan_step(path: Path, overrides: dict[str, Any], folders: dict[str, str]) -> Step:
+    known = read_parameters(path)
+    values = {name: parameter.default for name, parameter in known.items()}
+    values.update({name: value for name, value in folders.items() if name in known})
+    for name, value in overrides.items():
+        if name not in known or name in folders:
+            names = ", ".join(f"{n}: {p.type_name}" for n, p in known.items() if n not in folders)
+            hint = f" (use --{'data' if name == 'data_dir' else 'out'})" if name in folders else ""
+            raise InputError(f"{path.stem} has no parameter {name!r} to set{hint}; its parameters are {names}")
+        values[name] = parse_value(value, known[name].type_name, f"{path.stem[:2]}.{name}")
+    return Step(path.stem, path, values)
+
+
+def parse_value(value: Any, type_name: str, target: str) -> Any:
+    """``value`` as the type that the parameters cell declares: int, float, bool, str, list[int|float|str].
+
+    Raises:
+        InputError: the text is no such value.
+    """
+    if not isinstance(value, str) or type_name == "str":
+        return value
+    try:
+        if type_name.startswith("list["):
+            text = value.strip()
+            items = (
+                ast.literal_eval(text) if text.startswith(("[", "(")) else [item for item in text.split(",") if item]
+            )
+            return [parse_value(str(item), type_name[5:-1], target) for item in items]
+        if type_name == "bool":
+            return {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}[value.lower()]
+        if type_name == "int":
+            return int(value)
+        if type_name == "float" and abs(number := float(value)) < float("inf"):
+            return number
+    except (ValueError, KeyError, SyntaxError, TypeError):
+        pass
+    raise InputError(f"--set {target}={value}: expected a value of type {type_name}")
+
+
+def choose(steps: list[Step], options: argparse.Namespace) -> list[Step]:
+    for number in (*options.force, *options.accept, *filter(None, (options.start, options.only))):
+        if number not in {step.number for step in steps}:
+            _unknown_step(number)
+    if options.only:
+        return [step for step in steps if step.number == options.only]
+    return [step for step in steps if not options.start or step.number >= options.start]
+
+
+def _unknown_step(number: str) -> None:
+    raise InputError(f"no notebook {number}; the chain is {', '.join(path.stem for path in notebooks())}")
+
+
+def step_number(text: str) -> str:
+    """ "6", "06" or "06_gbdt_folds" -> "06"."""
+    return text.split("_")[0].zfill(2)
+
+
+def command_line(arguments: list[str]) -> str:
+    start = "./run_all.sh" if CALLED_FROM in os.environ else "python -m kit.pipeline"
+    return shlex.join([*shlex.split(start), *arguments])
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a parameters cell: ``name: type_name = default  # help``."""
+
+    default: Any
+    type_name: str
+    help: str
+
+
+def read_parameters(notebook: Path) -> dict[str, Parameter]:
+    """The parameters a notebook declares, in order.
+
+    Raises:
+        InputError: the file is no notebook.
+        ValueError: it declares none, or one without type or literal default.
+    """
+    import papermill
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # papermill has no wish to warn about here
+            found = papermill.inspect_notebook(str(notebook))
+    except Exception as error:
+        raise InputError(f"{notebook} cannot be read as a notebook ({error}): restore it from the project") from error
+    parameters = {}
+    for name, entry in found.items():
+        if entry["inferred_type_name"] in ("None", ""):
+            raise ValueError(f"{notebook.name}: parameter {name} has no type; write {name}: int = ...")
+        parameters[name] = Parameter(ast.literal_eval(entry["default"]), entry["inferred_type_name"], entry["help"])
+    if not parameters:
+        raise ValueError(f"{notebook.name} has no cell tagged 'parameters'")
+    return parameters

@@ -1,0 +1,45 @@
+"""A block: a named float matrix whose rows are the posts of a run."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Block:
+    """A named float matrix whose rows are the posts of a run.
+
+    Attributes:
+        name: folder name under ``blocks/``, e.g. ``statistic``.
+        values: (n_posts, d) float16 or float32; rows in the order of ``posts.parquet``.
+        columns: d unique column names.
+        categorical: the columns that hold integer codes (-1 for missing) and no quantity.
+        source: where the numbers come from, for the report.
+    """
+
+    name: str
+    values: np.ndarray
+    columns: list[str]
+    categorical: list[str] = field(default_factory=list)
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.values.shape[1] != len(self.columns):
+            raise ValueError(f"block {self.name}: values {self.values.shape} do not fit {len(self.columns)} columns")
+        if len(set(self.columns)) != len(self.columns):
+            twice = sorted({c for c in self.columns if self.columns.count(c) > 1})
+            raise ValueError(f"block {self.name}: column names appear twice: {twice[:5]}")
+        if unknown := sorted(set(self.categorical) - set(self.columns)):
+            raise ValueError(f"block {self.name}: categorical columns not among its columns: {unknown[:5]}")
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of the values."""
+        hasher = hashlib.blake2b(f"{self.values.shape}{self.values.dtype}".encode(), digest_size=16)
+        for start in range(0, len(self.values), 4096):  # by pieces: a block may be larger than memory
+            hasher.update(np.ascontiguousarray(self.values[start : start + 4096]).data)
+        return hasher.hexdigest()

@@ -1,0 +1,261 @@
+"""The run directory: posts table, blocks, atomic writes, and the record of what a step read and wrote.
+
+A run is one folder under ``outputs/``. Notebooks hand work to each other only through it, so every file in it is either
+complete or absent (temporary file, then rename) and every array carries the ids of its rows. ``Run`` also notes what a
+notebook reads and writes; from that note ``kit.pipeline`` later decides whether the step is still fresh.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kit.base.errors import InputError, StepLeftOut
+from kit.base.files import atomic_path, check_writable, digest, fingerprint, hash_file, read_json, write_json
+from kit.base.machine import loaded_versions, peak_memory_mb
+from kit.base.paths import resolve
+from kit.base.process import HEADLESS, end_with_runner
+from kit.run.block import Block
+from kit.run.marks import left_out_path, pending_path, withdraw_marks
+
+ABSENT = "absent.json"  # in the folder of a block that could not be made: why
+
+
+class Run:
+    """One run directory, open for a step (a notebook) or only for reading.
+
+    Opening it for a step withdraws the step's done-mark: from then on the step counts as unfinished until
+    ``kit.pipeline`` has seen ``finish`` and checked what was written.
+    """
+
+    def __init__(self, path: Path, step: str | None = None):
+        self.dir = path
+        self.step = step
+        self._started = time.perf_counter()
+        self._reads: dict[str, dict | None] = {}
+        self._inputs: dict[str, dict | None] = {}
+        self._writes: dict[str, Path] = {}
+        self._former: set[str] = set()  # what the last finished run of this step wrote
+
+    @classmethod
+    def open(cls, path: str | Path, step: str | None = None) -> Run:
+        """The run at ``path`` (relative paths start at the project root); made if a step opens it for the first time.
+
+        Args:
+            path: the run directory, e.g. ``outputs/demo``.
+            step: name of the notebook that opens it, e.g. ``04_features``; None to read only.
+        Raises:
+            InputError: a read-only run that does not exist, or a folder that cannot be written.
+        """
+        run_dir = resolve(path)
+        if step is None:
+            if not run_dir.is_dir():
+                raise InputError(f"no run at {run_dir}: make it with ./run_all.sh --out {path}, or run 01_eda first")
+            return cls(run_dir)
+        check_writable(run_dir)
+        end_with_runner(run_dir)
+        former = withdraw_marks(run_dir, step)
+        left_out_path(run_dir, step).unlink(missing_ok=True)
+        print(f"run {run_dir.name}, step {step}; {loaded_versions()}")
+        run = cls(run_dir, step)
+        run._former = former
+        return run
+
+    # --- posts and blocks -------------------------------------------------------------------------------------------
+
+    def write_posts(self, posts: pd.DataFrame) -> None:
+        """Save the posts table as ``posts.parquet``."""
+        with atomic_path(self.output("posts.parquet")) as temporary:
+            posts.to_parquet(temporary, index=False)
+
+    def posts(self) -> pd.DataFrame:
+        """The posts table (see ``kit.release.smpd``), train rows then test rows in the official order."""
+        path = self.input("posts.parquet", made_by="01_eda")
+        posts = pd.read_parquet(path)
+        for column in posts.columns[posts.dtypes.map(lambda dtype: isinstance(dtype, pd.DatetimeTZDtype))]:
+            posts[column] = posts[column].dt.as_unit("s")
+        return posts
+
+    def write_block(self, block: Block) -> None:
+        """Save a block as ``blocks/<name>/values.npy`` and ``meta.json``, with the ids of its rows."""
+        if block.values.dtype not in (np.float16, np.float32):
+            raise ValueError(f"block {block.name} is {block.values.dtype}; float16 or float32 expected")
+        ids_hash = self._ids_hash()
+        if len(block.values) != ids_hash[0]:
+            raise ValueError(f"block {block.name} has {len(block.values):,} rows, the posts table {ids_hash[0]:,}")
+        folder = self.dir / "blocks" / block.name
+        shutil.rmtree(folder, ignore_errors=True)
+        values_path = self.output(f"blocks/{block.name}/values.npy")
+        with atomic_path(values_path) as temporary:
+            np.save(temporary, block.values)
+        meta = {
+            "name": block.name, "columns": list(block.columns), "categorical": list(block.categorical),
+            "source": block.source, "dtype": str(block.values.dtype), "shape": list(block.values.shape),
+            "ids": ids_hash[1], "hash": hash_file(values_path),
+        }  # fmt: skip
+        write_json(self.output(f"blocks/{block.name}/meta.json"), meta)
+
+    def read_block(self, name: str) -> Block:
+        """The block of that name, its values memory-mapped and read-only.
+
+        Raises:
+            InputError: no such block in this run, or one made for other posts.
+        """
+        folder = self.dir / "blocks" / name
+        if not (folder / "meta.json").is_file():
+            known = ", ".join(self.block_names()) or "none"
+            raise InputError(f"no block '{name}' in {self.dir}; this run has: {known}")
+        meta = read_json(self.input(f"blocks/{name}/meta.json"))
+        if meta["ids"] != self._ids_hash()[1]:
+            raise InputError(
+                f"block '{name}' was made for other posts than {self.dir / 'posts.parquet'} holds: "
+                "run the step that writes it again"
+            )
+        values = np.load(folder / "values.npy", mmap_mode="r")
+        return Block(name, values, meta["columns"], meta["categorical"], meta["source"])
+
+    def drop_block(self, name: str, reason: str = "") -> None:
+        """Remove a block that this step does not make, so that no later step reads a left-over; and note why."""
+        shutil.rmtree(self.dir / "blocks" / name, ignore_errors=True)
+        if reason:
+            write_json(self.path(f"blocks/{name}/{ABSENT}"), {"name": name, "reason": reason})
+
+    def block_names(self) -> list[str]:
+        """Names of the blocks this run holds."""
+        return sorted(path.parent.name for path in (self.dir / "blocks").glob("*/meta.json"))
+
+    def has_block(self, name: str) -> bool:
+        """Whether this run holds the block; a step that asks is run again when the answer changes."""
+        return self.has_file(f"blocks/{name}/meta.json")
+
+    def why_no_block(self, name: str) -> str:
+        """What the step that would have made the block said it lacked; a general answer where none said anything."""
+        absent = f"blocks/{name}/{ABSENT}"
+        if not self.has_file(absent):
+            return f"no step of this run makes a block {name!r}; it has {', '.join(self.block_names()) or 'none'}"
+        return read_json(self.dir / absent)["reason"]
+
+    # --- files ------------------------------------------------------------------------------------------------------
+
+    def path(self, name: str) -> Path:
+        """Path of a file inside the run, its folder made."""
+        path = self.dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def output(self, name: str) -> Path:
+        """Path of an artefact this step writes; it must exist when the step finishes."""
+        self._writes[name] = self.path(name)
+        return self._writes[name]
+
+    def input(self, name: str, made_by: str = "an earlier step") -> Path:
+        """Path of a file an earlier step wrote; this step is run again when its content changes.
+
+        Raises:
+            InputError: the file is not there.
+        """
+        path = self.dir / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing: it is written by {made_by}, run that first (./run_all.sh --from ...)")
+        if name not in self._writes:
+            self._reads[name] = fingerprint(path)
+        return path
+
+    def has_file(self, name: str) -> bool:
+        """Whether an earlier step wrote this file; a step that asks is run again when the answer changes."""
+        self._reads[name] = fingerprint(self.dir / name)
+        return self._reads[name] is not None
+
+    def use(self, *paths: Path) -> None:
+        """Note files outside the run that this step reads, or would read if they were there: a release, weights."""
+        self._inputs.update({str(path): fingerprint(path) for path in paths})
+
+    def write_table(self, name: str, table: pd.DataFrame, index: bool = False) -> None:
+        """Save a table as ``tables/<name>.csv``."""
+        with atomic_path(self.output(f"tables/{name}.csv")) as temporary:
+            table.to_csv(temporary, index=index)
+
+    def read_table(self, name: str, **options: Any) -> pd.DataFrame:
+        """The table ``tables/<name>.csv`` an earlier step wrote."""
+        return pd.read_csv(self.input(f"tables/{name}.csv"), **options)
+
+    def write_figure(self, name: str, figure: Any) -> Any:
+        """Save a matplotlib figure as ``figures/<name>.png``; returns the picture for a notebook to show."""
+        from IPython.display import Image
+
+        path = self.output(f"figures/{name}.png")
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=144, bbox_inches="tight", facecolor="white")
+        return Image(data=path.read_bytes(), width=round(96 * figure.get_figwidth()))
+
+    # --- the end of a step ------------------------------------------------------------------------------------------
+
+    def finish(self, **metrics: float | int | str) -> None:
+        """Close the step: check that everything it announced was written, note reads, writes and figures, print them.
+
+        The done-mark itself is written by ``kit.pipeline``, after the notebook has ended without an error.
+        """
+        if self.step is None:
+            raise ValueError("this run was opened to read only; open it with step='NN_name' to finish a step")
+        if missing := [name for name, path in self._writes.items() if not path.exists()]:
+            raise RuntimeError(f"step {self.step} announced files it did not write: {', '.join(missing)}")
+        self._remove_left_overs()
+        record = {
+            "step": self.step, "reads": self._reads, "inputs": self._inputs,
+            "writes": {name: fingerprint(path) for name, path in sorted(self._writes.items())},
+            "metrics": metrics, "kernel_s": round(time.perf_counter() - self._started, 1),
+            "peak_mb": peak_memory_mb(), "by_hand": HEADLESS not in os.environ,
+        }  # fmt: skip
+        write_json(pending_path(self.dir, self.step), record)
+        print(f"{self.step} wrote {len(self._writes)} files under {self.dir.name}/:")
+        for name in _short_listing(list(self._writes)):
+            print(f"  {name}")
+        for name, value in metrics.items():
+            print(f"  {name} = {value:.4f}" if isinstance(value, float) else f"  {name} = {value}")
+        if record["by_hand"]:
+            number = self.step.split("_")[0]
+            print(f"Run by hand: the next ./run_all.sh runs this step again, unless it is told --accept {number}.")
+
+    def leave_out(self, reason: str, blocks: Iterable[str] = ()) -> None:
+        """End the step without results because something it needs is not to be had; later steps go on without it.
+
+        What an earlier run of this step wrote is removed, so that nobody takes it for a result of this one.
+
+        Args:
+            reason: what is needed and where it belongs.
+            blocks: names of the blocks this step would have written.
+        Raises:
+            StepLeftOut: always.
+        """
+        self._writes.clear()
+        self._remove_left_overs()
+        for name in blocks:
+            self.drop_block(name, reason)
+        write_json(left_out_path(self.dir, self.step), {"step": self.step, "reason": reason})
+        raise StepLeftOut(reason)
+
+    def _remove_left_overs(self) -> None:
+        """Remove what the last finished run of this step wrote and this one did not."""
+        for name in self._former - set(self._writes):
+            (self.dir / name).unlink(missing_ok=True)
+        (self.dir / "done" / f"{self.step}.former").unlink(missing_ok=True)
+
+    def _ids_hash(self) -> tuple[int, str]:
+        """Number of posts and a hash of their Pids, cached by the state of posts.parquet."""
+        path = self.input("posts.parquet", made_by="01_eda")
+        stamp = (path.stat().st_mtime_ns, path.stat().st_size)
+        if getattr(self, "_ids", (None,))[0] != stamp:
+            pids = pd.read_parquet(path, columns=["Pid"])["Pid"]
+            self._ids = (stamp, (len(pids), digest(pids.tolist())))
+        return self._ids[1]
+
+
+def _short_listing(names: list[str], limit: int = 20) -> list[str]:
+    return names if len(names) <= limit else [*names[: limit - 1], f"... and {len(names) - limit + 1} more"]

@@ -1,0 +1,54 @@
+"""Where the marks of a step lie: its record, its done-mark, and why it was left out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kit.base.files import read_json
+
+
+def withdraw_marks(run_dir: Path, step: str) -> set[str]:
+    """Withdraw a step's marks; returns the files its last finished run wrote, remembered until it finishes again."""
+    former = run_dir / "done" / f"{step}.former"
+    for path in (pending_path(run_dir, step), done_path(run_dir, step)):
+        if path.is_file():
+            os.replace(path, former)
+    try:
+        return set(read_json(former)["writes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def done_path(run_dir: Path, step: str) -> Path:
+    """Where the done-mark of a step lies."""
+    return run_dir / "done" / f"{step}.json"
+
+
+def pending_path(run_dir: Path, step: str) -> Path:
+    """Where a notebook leaves its own record before the pipeline turns it into a done-mark."""
+    return run_dir / "done" / f"{step}.pending.json"
+
+
+def left_out_path(run_dir: Path, step: str) -> Path:
+    """Where a step says why it was left out."""
+    return run_dir / "done" / f"{step}.left_out.json"
+
+
+RECORD_KEYS = {"step", "inputs", "reads", "writes", "metrics", "kernel_s", "peak_mb"}  # what a notebook leaves
+STAMP_KEYS = {"code", "parameters", "packages", "seconds", "finished"}  # what the pipeline adds
+
+
+def read_mark(run_dir: Path, step: str) -> dict | None:
+    """The done-mark of a step; None where there is none, or one that cannot be read."""
+    path = done_path(run_dir, step)
+    return read_record(path, RECORD_KEYS | STAMP_KEYS) if path.is_file() else None
+
+
+def read_record(path: Path, keys: set[str]) -> dict | None:
+    """The content of a JSON file; None if it is damaged or lacks a key."""
+    try:
+        record = read_json(path)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and keys <= set(record) else None

@@ -1,0 +1,1 @@
+"""Submissions written, checked and scored (floor 5)."""

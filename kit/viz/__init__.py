@@ -1,0 +1,1 @@
+"""For people: figures, tables, the report (floor 6)."""

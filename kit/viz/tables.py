@@ -1,0 +1,41 @@
+"""Tables as people read them: mean and spread in one cell, the paper's numbers beside ours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from kit.evaluation.table_one import FUSION
+
+
+def as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """The table for people: "mean ± sd" over folds for each model, the paper's fusion beside it where it has that row."""
+    models = [
+        column.removesuffix("_src") for column in table if column.endswith("_src") and not column.startswith("paper")
+    ]
+    out = pd.DataFrame({"features": table["features"]})
+    for model in models:
+        for metric in ("src", "mae"):
+            pairs = zip(table[f"{model}_{metric}"], table[f"{model}_{metric}_sd"], strict=True)
+            out[f"{model} {metric.upper()}"] = [
+                "" if np.isnan(mean) else f"{mean:.4f} ± {sd:.4f}" for mean, sd in pairs
+            ]
+    for metric in ("src", "mae"):
+        numbers = table[f"paper_{FUSION}_{metric}"]
+        out[f"paper's fusion {metric.upper()}"] = ["" if np.isnan(number) else f"{number:.4f}" for number in numbers]
+    out["note"] = table["note"].fillna("")
+    return out if (out["note"] != "").any() else out.drop(columns="note")
+
+
+def spread(mean: float, sd: float) -> str:
+    """ "mean ± sd", four decimals; "" where there is no number."""
+    return "" if np.isnan(mean) else f"{mean:.4f} ± {sd:.4f}"
+
+
+def gains_as_text(gains: pd.DataFrame) -> pd.DataFrame:
+    """Table of `ablation.gains` with each difference and its 95 % range in one cell."""
+    out = gains[["features", "against", "what"]].copy()
+    for metric in ("src", "mae"):
+        cells = gains[[metric, f"{metric}_low", f"{metric}_high"]].itertuples(index=False)
+        out[f"{metric.upper()} (95 % range)"] = [f"{d:+.4f} ({low:+.4f} to {high:+.4f})" for d, low, high in cells]
+    return out.assign(reading=gains["reading"])

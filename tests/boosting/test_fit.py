@@ -1,0 +1,332 @@
+"""Boosting over folds: no leak, nothing stale, and the numbers in their places."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from kit.base.errors import InputError
+from kit.base.metrics import mae, src
+from kit.boosting import learners, lightgbm
+from kit.boosting.data import Data, Interrupted
+from kit.boosting.fit import MODELS, TAUGHT, _Fitter, fit_folds
+from kit.boosting.learners import LEARNERS
+from kit.run import matrix
+from kit.run.block import Block
+from kit.run.folds import TEST, TRAIN_ONLY, fold_rows, make_folds
+from tests.tiny import tiny_block, tiny_posts
+
+POSTS = tiny_posts(400, 60)
+TARGET = POSTS["label"].to_numpy()
+BLOCK = tiny_block(POSTS)
+FOLDS = make_folds(POSTS, 3, "user")
+SCORED = FOLDS >= 0
+LEAN = {"rounds": 40, "patience": 10, "n_threads": 1}
+FAST = {"lightgbm": {"learning_rate": 0.15}, "catboost": {"learning_rate": 0.15, "depth": 4}}
+
+
+def fit(model="lightgbm", target=TARGET, folds=FOLDS, block=BLOCK, **options):
+    params = FAST[model] | options.pop("params", {})
+    return fit_folds(block, target, folds, POSTS, model, params, **LEAN | options)
+
+
+def spied_fits(monkeypatch):
+    """The rows and stop_rows of every fit of LightGBM from now on, as a list that grows."""
+    calls = []
+
+    class Spy(LEARNERS["lightgbm"]):
+        def fit(self, rows, rounds, stop_rows=None, patience=0):
+            calls.append((rows, stop_rows))
+            return super().fit(rows, rounds, stop_rows, patience)
+
+    monkeypatch.setitem(LEARNERS, "lightgbm", Spy)
+    return calls
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_it_learns_and_scores_what_it_says(model):
+    result = fit(model)
+    assert (np.isfinite(result.oof) == SCORED).all() and np.isfinite(result.test).all()
+    assert result.test.shape == ((FOLDS == TEST).sum(),)
+    assert src(TARGET[SCORED], result.oof[SCORED]) > 0.7
+    for row in result.scores.itertuples():
+        _, valid_idx = fold_rows(FOLDS, row.fold)
+        assert row.n == len(valid_idx)
+        assert row.src == src(TARGET[valid_idx], result.oof[valid_idx])
+        assert row.mae == mae(TARGET[valid_idx], result.oof[valid_idx])
+        assert 1 <= row.rounds <= LEAN["rounds"] and row.seconds > 0
+    assert result.importance["gain"].sum() == pytest.approx(1) and result.importance["gain"].is_monotonic_decreasing
+    assert set(result.importance["column"]) == {*BLOCK.columns, *TAUGHT}
+    gain = result.importance.set_index("column")["gain"]
+    assert gain["constant"] == 0 and gain["known_tags"] > gain["noise_0"]
+    summary = result.summary()
+    assert summary["src_mean"] == result.scores["src"].mean() and summary["n"] == SCORED.sum() and summary["folds"] == 3
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_same_seed_gives_the_same_numbers(model):
+    one, two = fit(model), fit(model)
+    assert np.array_equal(one.oof, two.oof, equal_nan=True) and np.array_equal(one.test, two.test)
+    assert not np.array_equal(one.test, fit(model, seed=1).test)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("scheme", ["user", "time"])
+def test_labels_of_the_scored_fold_change_nothing_in_it(model, scheme):
+    """The test for every leak at once: taught columns, early stopping, refit."""
+    folds = make_folds(POSTS, 2, scheme)
+    _, valid_idx = fold_rows(folds, 1)
+    scrambled = TARGET.copy()
+    scrambled[valid_idx] = np.random.default_rng(0).permutation(TARGET[valid_idx]) * 3
+    before, after = fit(model, folds=folds), fit(model, target=scrambled, folds=folds)
+    assert np.array_equal(before.oof[valid_idx], after.oof[valid_idx])
+    assert not np.array_equal(before.test, after.test)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("taught", [True, False])
+def test_folds_side_by_side_give_what_they_give_in_turn(model, taught):
+    """Taught columns, weights and copies of one fold must not reach another."""
+    each = {"copies": np.random.default_rng(0).integers(0, 3, size=(4, len(POSTS))), "taught": taught}
+    one, two = (fit(model, n_threads=n, **each) for n in (1, 3))
+    assert np.array_equal(one.oof, two.oof, equal_nan=True) and np.array_equal(one.test, two.test)
+    assert one.importance.equals(two.importance)
+
+
+def test_a_fold_that_fails_ends_the_others(monkeypatch):
+    started, ended = [], []
+    both = threading.Barrier(2)
+
+    class Failing(LEARNERS["lightgbm"]):
+        def fit(self, rows, rounds, stop_rows=None, patience=0):
+            started.append(len(rows))
+            if both.wait(20) == 0:  # one of two fits that run at the same time
+                raise ZeroDivisionError("this one")
+            try:
+                return super().fit(rows, 10**6, stop_rows, 10**6)
+            except Interrupted:
+                ended.append(len(rows))
+                raise
+
+    monkeypatch.setitem(LEARNERS, "lightgbm", Failing)
+    with pytest.raises(ZeroDivisionError, match="this one"):
+        fit(n_threads=2, taught=False)
+    assert len(started) == 2 and len(ended) == 1  # the third never began
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_fit_can_be_stopped(model):
+    posts = len(BLOCK.values)
+    data = Data(BLOCK.values, np.isin(BLOCK.columns, BLOCK.categorical), TARGET)
+    learner = LEARNERS[model]
+    prepared = learner.prepare(data, learner.settings({}, len(BLOCK.columns)), 1, 0, "cpu")
+    asked = []
+    with pytest.raises(Interrupted):
+        learner(prepared, None, np.ones(posts), 1, lambda: asked.append(0) or len(asked) > 3).fit(
+            np.flatnonzero(SCORED), 10**6
+        )
+
+
+def test_bins_of_many_posts_are_found_on_some_and_filled_by_pieces(monkeypatch):
+    """With as many sampled posts as there are, and with few, the same things are learnt."""
+    whole = fit(taught=True)
+    monkeypatch.setattr(lightgbm, "BIN_ROWS", (150, 150))
+    monkeypatch.setattr(matrix, "PIECE_MB", 1e-3)
+    part = fit(taught=True)
+    assert not np.array_equal(whole.oof, part.oof, equal_nan=True)
+    assert np.corrcoef(whole.oof[SCORED], part.oof[SCORED])[0, 1] > 0.97
+    assert abs(whole.summary()["src_mean"] - part.summary()["src_mean"]) < 0.03
+
+
+@pytest.mark.parametrize(("model", "asked", "n_gpus", "n_posts", "expected"), [
+    ("catboost", "auto", 1, 200_000, "gpu"), ("catboost", "auto", 1, 5_000, "cpu"), ("catboost", "auto", 0, 200_000, "cpu"),
+    ("catboost", "gpu", 2, 10, "gpu"), ("catboost", "cpu", 1, 200_000, "cpu"), ("lightgbm", "gpu", 1, 200_000, "cpu"),
+])  # fmt: skip
+def test_where_a_model_is_fitted(monkeypatch, model, asked, n_gpus, n_posts, expected):
+    monkeypatch.setattr(learners, "gpu_names", lambda: ["a card"])
+    monkeypatch.setattr(learners, "get_gpu_device_count", lambda: n_gpus)
+    assert learners.device_for(model, asked, n_posts) == expected
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(learners, "gpu_names", list)
+    with pytest.raises(InputError, match="CatBoost finds none"):
+        fit("catboost", device="gpu")
+    with pytest.raises(InputError, match="expected one of auto, cpu, gpu"):
+        fit(device="cuda")
+
+
+def test_shuffled_labels_cannot_be_predicted():
+    shuffled = TARGET.copy()
+    shuffled[SCORED] = np.random.default_rng(0).permutation(TARGET[SCORED])
+    result = fit(target=shuffled)
+    assert abs(src(shuffled[SCORED], result.oof[SCORED])) < 0.15
+
+
+def test_rows_that_stop_are_neither_fitted_nor_scored_and_of_other_authors(monkeypatch):
+    calls = spied_fits(monkeypatch)
+    fit()
+    assert len(calls) == 2 * 3 + 1
+    uid = POSTS["Uid"].to_numpy()
+    for k in range(3):
+        (fit_idx, stop_idx), (all_idx, none) = calls[2 * k : 2 * k + 2]
+        train_idx, valid_idx = fold_rows(FOLDS, k)
+        assert none is None and np.array_equal(all_idx, train_idx)
+        assert sorted([*fit_idx, *stop_idx]) == train_idx.tolist()
+        assert not set(uid[fit_idx]) & set(uid[stop_idx]) and not set(uid[train_idx]) & set(uid[valid_idx])
+    assert np.array_equal(calls[-1][0], np.flatnonzero(FOLDS != TEST))  # the last fit is taught by all train posts
+
+
+def test_time_folds_leave_the_oldest_posts_unscored():
+    folds = make_folds(POSTS, 2, "time")
+    result = fit(folds=folds)
+    assert np.isnan(result.oof[folds == TRAIN_ONLY]).all() and np.isfinite(result.oof[folds >= 0]).all()
+
+
+def test_without_taught_columns_and_with_a_fixed_number_of_trees():
+    result = fit(taught=False, stop_share=0, rounds=7)
+    assert set(result.scores["rounds"]) == {7} and set(result.importance["column"]) == set(BLOCK.columns)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_weight_zero_leaves_a_post_out_of_training(model):
+    weight = np.where(np.arange(len(POSTS)) % 3 == 0, 0.0, 2.0)
+    nonsense = np.where(weight == 0, 1e4, TARGET)
+    one = fit(model, weight=weight)
+    two = fit(model, weight=weight, target=nonsense)
+    assert np.array_equal(one.oof, two.oof, equal_nan=True) and np.array_equal(one.test, two.test)
+    assert one.scores["n"].sum() == SCORED.sum()  # but it is scored
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_finished_folds_are_read_back_and_stale_ones_are_not(model, tmp_path, monkeypatch):
+    first = fit(model, out_dir=tmp_path)
+    fitted = []
+    original = _Fitter.fit
+    monkeypatch.setattr(_Fitter, "fit", lambda self, *a: fitted.append(len(a[1])) or original(self, *a))
+
+    again = fit(model, out_dir=tmp_path)
+    assert (
+        not fitted and np.array_equal(first.oof, again.oof, equal_nan=True) and np.array_equal(first.test, again.test)
+    )
+    assert first.scores.equals(again.scores) and first.importance.equals(again.importance)
+
+    (tmp_path / "fold_1.npz").unlink()  # as after a kill
+    again = fit(model, out_dir=tmp_path)
+    assert fitted == [(FOLDS == 1).sum()] and np.array_equal(first.oof, again.oof, equal_nan=True)
+
+    fitted.clear()
+    fit(model, out_dir=tmp_path, weight=np.where(np.arange(len(POSTS)) == 3, 2.0, 1.0))
+    assert len(fitted) == 4
+    fitted.clear()
+    fit(model, out_dir=tmp_path, block=tiny_block(POSTS, n_noise=4))
+    assert len(fitted) == 4
+
+
+def test_results_are_on_disk(tmp_path):
+    tmp_path = tmp_path / "new"
+    result = fit(out_dir=tmp_path)
+    assert np.array_equal(np.load(tmp_path / "oof.npy"), result.oof, equal_nan=True)
+    assert np.array_equal(np.load(tmp_path / "test.npy"), result.test)
+    stored = json.loads((tmp_path / "scores.json").read_text())
+    assert stored["src_mean"] == result.summary()["src_mean"] and len(stored["per_fold"]) == stored["folds"] == 3
+    assert {p.name for p in tmp_path.glob("*.txt")} == {"fold_0.txt", "fold_1.txt", "fold_2.txt", "final.txt"}
+
+
+def test_a_release_without_test_posts():
+    posts = POSTS[SCORED].reset_index(drop=True)
+    result = fit_folds(
+        tiny_block(posts), TARGET[SCORED], make_folds(posts, 2, "user"), posts, params=FAST["lightgbm"], **LEAN
+    )
+    assert result.test.shape == (0,) and np.isfinite(result.oof).all()
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"model": "xgboost"}, "choose one of lightgbm, catboost"),
+    ({"target": TARGET[:-1]}, "rows differ"),
+    ({"target": np.where(np.arange(len(POSTS)) == 7, np.nan, TARGET)}, r"1 train posts have no label, the first in row 7"),
+    ({"weight": -np.ones(len(POSTS))}, "weight must be"),
+    ({"weight": np.ones(3)}, "weight must be"),
+])  # fmt: skip
+def test_mistakes_are_named(change, message):
+    with pytest.raises(InputError, match=message):
+        fit_folds(**{"block": BLOCK, "target": TARGET, "folds": FOLDS, "posts": POSTS, **LEAN} | change)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_missing_code_is_a_category_of_its_own(model, capfd):
+    """Posts without a category are three points better: both libraries must see it, and neither may complain."""
+    values = BLOCK.values[:, [2, 4]].copy()
+    values[::4, 0] = -1
+    target = np.where(FOLDS == TEST, np.nan, 5.0 + 3 * (values[:, 0] == -1))
+    block = Block("codes", values, ["category_code", "noise"], ["category_code"])
+    result = fit_folds(
+        block, target, FOLDS, POSTS, model, FAST[model], taught=False, stop_share=0, rounds=60, n_threads=1
+    )
+    assert mae(target[SCORED], result.oof[SCORED]) < 0.3
+    assert "Warning" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_boosters_are_silent(capfd, recwarn, n_threads):
+    """LightGBM warns of datasets without raw data, and of columns with more codes than bins."""
+    values = BLOCK.values.copy()
+    values[:, 2] = np.arange(len(values)) % 200
+    fit(block=Block("codes", values, BLOCK.columns, BLOCK.categorical), params={"max_bin": 15}, n_threads=n_threads)
+    assert capfd.readouterr() == ("", "") and not [str(w.message) for w in recwarn.list]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_copies_are_rows_and_zero_copies_leave_out(model):
+    """Two copies of every post are not two posts of one weight for leaf sizes, but none is the same as weight 0."""
+    third = np.arange(len(POSTS)) % 3 == 0
+    one, two = fit(model, copies=np.where(third, 0, 1)), fit(model, weight=np.where(third, 0.0, 1.0))
+    assert np.array_equal(one.oof, two.oof, equal_nan=True)
+    more = fit(model, copies=np.where(third, 4, 1))
+    assert not np.array_equal(more.oof, fit(model).oof, equal_nan=True)
+    error = np.abs(more.oof - TARGET)
+    assert np.isfinite(error[SCORED]).all()
+
+
+def test_copies_pull_predictions_as_weights_do():
+    """Without sampling, leaf sizes and penalty, k copies and weight k are the same training up to rounding of counts."""
+    plain = {"extra_trees": False, "bagging_fraction": 1.0, "feature_fraction": 1.0, "min_child_samples": 1, "lambda_l2": 0.0,
+             "min_sum_hessian_in_leaf": 1e-9}  # fmt: skip
+    heavy = np.where(TARGET > np.nanquantile(TARGET, 0.9), 3, 1)
+    block = Block("numbers", BLOCK.values, BLOCK.columns)
+    options = {"taught": False, "stop_share": 0.0, "n_threads": 1, "rounds": 20}
+    one, two, base = (
+        fit_folds(block, TARGET, FOLDS, POSTS, params=plain, **options, **which)
+        for which in ({"copies": heavy}, {"weight": heavy.astype(float)}, {})
+    )
+    apart = [np.abs(one.oof - other.oof)[SCORED].mean() for other in (two, base)]
+    assert apart[0] < 0.25 * apart[1]
+    assert one.oof[SCORED].mean() > base.oof[SCORED].mean() + 0.05
+
+
+def test_each_fit_has_its_own_copies():
+    copies = np.ones((4, len(POSTS)))
+    changed = copies.copy()
+    changed[1, fold_rows(FOLDS, 1)[0][::2]] = 0
+    before, after = (fit(copies=each, stop_share=0) for each in (copies, changed))  # as many trees in the final fit
+    assert np.array_equal(before.oof[FOLDS == 0], after.oof[FOLDS == 0]) and np.array_equal(before.test, after.test)
+    assert not np.array_equal(before.oof[FOLDS == 1], after.oof[FOLDS == 1])
+
+
+def test_early_stopping_is_not_weighted(monkeypatch):
+    seen = spied_fits(monkeypatch)
+    fit(copies=np.full(len(POSTS), 3), final=False)
+    for rows, stop_rows in seen[::2]:
+        assert len(np.unique(stop_rows)) == len(stop_rows) and len(rows) == 3 * len(np.unique(rows))
+
+
+def test_without_the_final_model_the_test_part_is_not_predicted():
+    full, lean = fit(), fit(final=False)
+    assert np.array_equal(full.oof, lean.oof, equal_nan=True) and np.isnan(lean.test).all()
+    assert lean.test.shape == full.test.shape
+
+
+def test_a_training_side_with_nobody_left_is_named():
+    with pytest.raises(InputError, match="leave no post"):
+        fit(copies=np.zeros(len(POSTS)))

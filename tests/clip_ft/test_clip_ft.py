@@ -1,0 +1,633 @@
+"""kit.clip_ft.model*: every equation against a slow re-writing, limits, training, resuming, two processes, export."""
+
+import dataclasses
+import math
+
+import numpy as np
+import open_clip
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIP, CustomTextCLIP, set_model_preprocess_cfg
+
+from kit.base.errors import InputError
+from kit.clip_ft.alignment import global_similarity, pool_local
+from kit.clip_ft.cross_fit import cross_fit, score_shift
+from kit.clip_ft.export import PARTS, SCORES, compact_block, export_posts, full_block, losses_table
+from kit.clip_ft.model import ClipFT, class_losses
+from kit.clip_ft.parallel import fit
+from kit.clip_ft.projection import CrossModalProjection, prototype_cosine, prototype_logits
+from kit.clip_ft.prompts import PromptLearner, encode_prompts
+from kit.clip_ft.prototypes import Prototypes
+from kit.clip_ft.texts import TextBank
+from kit.clip_ft.train import (
+    Settings,
+    TrainingData,
+    _Trainer,
+    batches,
+    build_model,
+    evaluate,
+    load_model,
+    model_inputs,
+    tower_dtype,
+    train,
+)
+from kit.clip_ft.zero_shot import zero_shot_accuracy, zero_shot_classes
+from kit.encoders.clip import wrap_model
+from kit.encoders.pca import reduce_pca
+
+DIM, K = 16, 5
+NAMES = ["cats", "san francisco 49ers", "new year", "party", "outfit of the day"]
+TEXT_CFG = {"context_length": 28, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+VISION_CFG = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
+SMALL = Settings(epochs=2, batch_size=16, n_ctx=4, heads=4, dropout=0.0, lr=1e-3)
+
+
+def make_clip(model_class=CLIP, **text_cfg):
+    torch.manual_seed(0)
+    config = {"embed_dim": DIM, "vision_cfg": VISION_CFG, "text_cfg": TEXT_CFG | text_cfg}
+    model = model_class(**config)
+    set_model_preprocess_cfg(model, {
+        "size": (16, 16), "mode": "RGB", "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic",
+        "resize_mode": "shortest", "fill_color": 0,
+    })  # fmt: skip
+    length = config["text_cfg"]["context_length"]
+    return wrap_model(model, open_clip.SimpleTokenizer(context_length=length), config, "small")
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return make_clip()
+
+
+def make_posts(clip, n=120, seed=0, noise=0.4):
+    """Bank, prototypes and data of n posts: images near their class's direction, texts that name their class."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % K
+    centres = rng.standard_normal((K, DIM))
+    image = (centres[labels] / 4 + noise * rng.standard_normal((n, DIM)) / 4).astype(np.float16)
+    words = ["sea", "red", "old", "big", "light", "photo"]
+    texts = [" ".join([NAMES[k], *rng.choice(words, rng.integers(0, 6))]) for k in labels]
+    texts[3], texts[8] = "", "word " * 60
+    shots = pd.DataFrame({"row": np.arange(40), "Subcategory": [f"c{k}" for k in labels[:40]]})
+    unit = centres / np.linalg.norm(centres, axis=1, keepdims=True)
+    prototypes = Prototypes([f"c{k}" for k in range(K)], NAMES, unit.astype(np.float32), unit.astype(np.float32), shots)
+    data = TrainingData(image, labels, np.arange(0, n - 40), np.arange(n - 40, n - 20))
+    return TextBank(clip.text, texts), prototypes, data
+
+
+@pytest.fixture
+def posts(clip):
+    return make_posts(clip)
+
+
+def cosine(a, b):
+    dot = sum(float(x * y) for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(float(x * x) for x in a) * sum(float(y * y) for y in b))
+
+
+# --- Eqs. 1-3: prompts and towers -------------------------------------------------------------------------------------
+
+TOWERS = {
+    "built-in": {}, "custom text": {"model_class": CustomTextCLIP},
+    "no projection": {"proj_type": "none", "width": DIM},
+    "linear projection": {"model_class": CustomTextCLIP, "proj_bias": True},
+    "eos": {"model_class": CustomTextCLIP, "pool_type": "eos", "eos_id": 49407},
+    "bidirectional": {"model_class": CustomTextCLIP, "no_causal_mask": True, "pool_type": "last"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", TOWERS.values(), ids=TOWERS)
+def test_class_embeddings_equal_one_prompt_at_a_time(options):
+    tower = make_clip(**options).text
+    assert tower.can_truncate == ("no_causal_mask" not in options)
+    learners = [PromptLearner(tower, NAMES, n_ctx=6, seed=seed) for seed in (0, 1)]
+    found = encode_prompts(tower, learners)
+    for learner, class_emb in zip(learners, found, strict=True):
+        for i, name in enumerate(NAMES):
+            ids = tower.tokenize([f"X X X X X X {name}."])  # at full length, alone
+            embeds = tower.embed(ids).clone()
+            embeds[0, 1:7] = learner.ctx
+            alone = tower.encode_embeds(embeds, ids)[0][0]
+            torch.testing.assert_close(class_emb[i], alone / alone.norm(), atol=1e-5, rtol=0)
+    assert not torch.allclose(*found)
+
+
+def test_context_has_its_stated_distribution_and_seed(clip):
+    first, same, other = (PromptLearner(clip.text, NAMES, 16, seed).ctx for seed in (0, 0, 1))
+    assert first.shape == (16, 32) and first.std().item() == pytest.approx(0.02, rel=0.15)
+    assert torch.equal(first, same) and not torch.equal(first, other)
+
+
+def test_context_too_long_is_refused(clip):
+    PromptLearner(clip.text, NAMES, n_ctx=24)
+    with pytest.raises(InputError, match="choose at most 24"):
+        PromptLearner(clip.text, NAMES, n_ctx=25)
+
+
+def test_zero_shot_classes_are_the_encoded_template(clip):
+    found = zero_shot_classes(clip.text, NAMES)
+    expected = clip.model.encode_text(clip.text.tokenize([f"a photo of a {name}." for name in NAMES]), normalize=True)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    labels = np.arange(K)
+    assert zero_shot_accuracy(found.numpy(), found, labels, labels) == 1
+    assert zero_shot_accuracy(-found.numpy(), found, labels, labels) == 0
+
+
+# --- Eqs. 4-5: similarities -------------------------------------------------------------------------------------------
+
+
+def random_text(seed=0, batch=4, length=7):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(batch, length, DIM, generator=generator)
+    mask = torch.arange(length) < torch.tensor([7, 3, 1, 5])[:batch, None]
+    return tokens, mask, torch.randn(K, DIM, generator=generator)
+
+
+def test_global_similarity_is_the_cosine():
+    pooled, _, class_emb = random_text()
+    found = global_similarity(pooled[:, 0], class_emb)
+    for b in range(4):
+        for i in range(K):
+            assert found[b, i].item() == pytest.approx(cosine(pooled[b, 0], class_emb[i]), abs=1e-5)
+
+
+@pytest.mark.parametrize("tau_s", [0.02, 0.25, 3.0])
+def test_pool_local_is_eq_5(tau_s):
+    tokens, mask, class_emb = random_text()
+    found = pool_local(tokens, mask, class_emb, tau_s)
+    for b in range(4):
+        for i in range(K):
+            row = [cosine(tokens[b, j], class_emb[i]) for j in range(7) if mask[b, j]]
+            weights = [math.exp(p / tau_s) for p in row]
+            expected = sum(w * p for w, p in zip(weights, row, strict=True)) / sum(weights)
+            assert found[b, i].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_pool_local_limits_masking_and_permutation():
+    tokens, mask, class_emb = random_text()
+    p = (F.normalize(tokens, dim=-1) @ F.normalize(class_emb, dim=-1).T).masked_fill(~mask[..., None], -torch.inf)
+    torch.testing.assert_close(pool_local(tokens, mask, class_emb, 1e-4), p.amax(dim=1), atol=1e-5, rtol=0)
+    mean = p.masked_fill(~mask[..., None], 0).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(pool_local(tokens, mask, class_emb, 1e5), mean, atol=1e-5, rtol=0)
+
+    found = pool_local(tokens, mask, class_emb)
+    changed = torch.where(mask[..., None], tokens, 100 * torch.randn_like(tokens))
+    torch.testing.assert_close(pool_local(changed, mask, class_emb), found)
+    order = torch.randperm(7)
+    torch.testing.assert_close(pool_local(tokens[:, order], mask[:, order], class_emb), found, atol=1e-6, rtol=0)
+    assert pool_local(tokens.half(), torch.zeros_like(mask), class_emb).isfinite().all()
+
+
+def test_text_bank_equals_the_tower_cached_or_not(clip):
+    texts = np.array(["a red cat", "", "word " * 60, "a red cat", "sea"], dtype=object)
+    for mask_sot in (True, False):
+        cached = TextBank(clip.text, texts, mask_sot=mask_sot, batch_size=2)
+        fresh = TextBank(clip.text, texts, mask_sot=mask_sot, cache_gb=0)
+        assert cached.cached and not fresh.cached and len(cached.ids) == 4 and cached.fingerprint == fresh.fingerprint
+        assert list(cached.texts) == list(texts)
+        for rows in (np.array([1]), np.array([4, 2, 1, 0, 3])):
+            pooled, tokens, mask = cached.batch(rows)
+            ids = clip.text.tokenize(list(texts[rows]))
+            expected, all_tokens = clip.text.encode_embeds(clip.text.embed(ids), ids)
+            torch.testing.assert_close(pooled.float(), F.normalize(expected, dim=-1), atol=1e-3, rtol=0)
+            torch.testing.assert_close(fresh.batch(rows)[0], expected, atol=1e-5, rtol=0)
+            for b in range(len(rows)):
+                end = int(ids[b].argmax())
+                assert mask[b].nonzero().flatten().tolist() == list(range(int(mask_sot), end + 1))
+                true_tokens = F.normalize(all_tokens[b, : end + 1], dim=-1)[int(mask_sot) :]
+                torch.testing.assert_close(tokens[b][mask[b]].float(), true_tokens, atol=1e-3, rtol=0)
+                torch.testing.assert_close(fresh.batch(rows)[2][b], mask[b])
+
+
+# --- Eqs. 6-7: cross-modal projection ---------------------------------------------------------------------------------
+
+
+def random_sets(batch=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(n, DIM, generator=generator) for n in (batch, K, K))
+
+
+def attend_slowly(module, image, visual, textual):
+    """Eq. 6 as written: per sample the 2K + 1 tokens through one ordinary multi-head self-attention layer."""
+    attention = torch.nn.MultiheadAttention(DIM, module.heads, batch_first=True)
+    attention.load_state_dict({
+        "in_proj_weight": module.qkv.weight, "in_proj_bias": torch.zeros(3 * DIM),
+        "out_proj.weight": module.out.weight, "out_proj.bias": module.out.bias,
+    })  # fmt: skip
+    results = []
+    for x in image:
+        tokens = torch.cat([
+            module.visual_proj(F.normalize(x[None], dim=-1)), module.visual_proj(F.normalize(visual, dim=-1)),
+            module.textual_proj(F.normalize(textual, dim=-1)),
+        ])[None]  # fmt: skip
+        attended = attention(tokens, tokens, tokens)[0]
+        results.append(module.norm(tokens + attended if module.residual else attended)[0])
+    out = torch.stack(results)
+    return out[:, 0], out[:, 1 : 1 + K], out[:, 1 + K :]
+
+
+@pytest.mark.parametrize("options", [{}, {"residual": False}, {"share_projection": True}], ids=str)
+def test_projection_equals_full_self_attention(options):
+    torch.manual_seed(1)
+    module = CrossModalProjection(DIM, heads=4, **options).eval()
+    for parameter in module.parameters():  # away from the identity, so that every part shows
+        torch.nn.init.normal_(parameter, std=0.6)
+    sets = random_sets()
+    for found, expected in zip(module(*sets), attend_slowly(module, *sets), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert [tuple(part.shape) for part in module(*sets)] == [(3, DIM), (3, K, DIM), (3, K, DIM)]
+    assert (module.visual_proj is module.textual_proj) == ("share_projection" in options)
+
+
+def test_projection_is_permutation_equivariant_and_independent_per_sample():
+    torch.manual_seed(0)
+    module = CrossModalProjection(DIM, heads=2).eval()
+    image, visual, textual = random_sets()
+    x, v, t = module(image, visual, textual)
+    order = torch.randperm(K)
+    x2, v2, t2 = module(image, visual[order], textual[order])
+    torch.testing.assert_close(x2, x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(v2, v[:, order], atol=1e-5, rtol=0)
+    torch.testing.assert_close(t2, t[:, order], atol=1e-5, rtol=0)
+    torch.testing.assert_close(module(image[1:2], visual, textual)[1][0], v[1], atol=1e-5, rtol=0)
+    assert not torch.allclose(v[0], v[1]), "prototypes must see the sample's image"
+
+
+def test_projection_is_scale_free_and_drops_only_in_training():
+    module = CrossModalProjection(DIM, heads=2, dropout=0.5)
+    image, visual, textual = random_sets()
+    first, second = module(image, visual, textual)[0], module(image, visual, textual)[0]
+    assert not torch.equal(first, second)
+    module.eval()
+    torch.testing.assert_close(module(3 * image, visual / 2, textual)[0], module(image, visual, textual)[0])
+    with pytest.raises(InputError, match="choose one of 1, 2, 4, 8, 16"):
+        CrossModalProjection(DIM, heads=3)
+
+
+def test_prototype_logits_are_eq_7_with_averaged_logits():
+    generator = torch.Generator().manual_seed(0)
+    x, v, t = (torch.randn(*shape, DIM, generator=generator) for shape in ((3,), (3, K), (3, K)))
+    found = prototype_logits(x, v, t, 0.07, 0.2)
+    for b in range(3):
+        for i in range(K):
+            expected = (cosine(x[b], v[b, i]) / 0.07 + cosine(x[b], t[b, i]) / 0.2) / 2
+            assert found[b, i].item() == pytest.approx(expected, abs=1e-5)
+    torch.testing.assert_close(prototype_cosine(x, v[0]), prototype_cosine(x, v[:1].expand(3, -1, -1)))
+
+
+# --- Eq. 8: the model and its loss ------------------------------------------------------------------------------------
+
+
+def test_forward_is_the_equations_put_together(clip, posts):
+    bank, prototypes, data = posts
+    model = build_model(clip, prototypes, SMALL).eval()
+    image, pooled, tokens, mask = model_inputs(bank, data.image, np.arange(6))
+    out = model(image, pooled, tokens, mask)
+    global_emb, local_emb = model.class_embeddings()
+    torch.testing.assert_close(out.global_cosine, global_similarity(pooled, global_emb))
+    torch.testing.assert_close(out.local_cosine, pool_local(tokens, mask, local_emb, 0.02))
+    x, v, t = attend_slowly(model.projection, image, model.visual, model.textual)
+    logits = model.logits(out)
+    torch.testing.assert_close(logits["averaged"], prototype_logits(x, v, t, 0.07, 0.07), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits["global"], clip.logit_scale * out.global_cosine, atol=1e-4, rtol=1e-5)
+
+    labels = torch.as_tensor(data.labels[:6])
+    losses = class_losses(logits, labels)
+    for term, head in {"L_g": "global", "L_o": "local", "L_c": "averaged"}.items():
+        for b, y in enumerate(labels):
+            row = logits[head][b].double().exp()
+            assert losses[term][b].item() == pytest.approx(-math.log((row[y] / row.sum()).item()), abs=1e-4)
+
+
+def test_gradients_reach_exactly_what_should_learn(clip, posts):
+    bank, prototypes, data = posts
+    model = build_model(clip, prototypes, SMALL).train()
+    rows = np.arange(12)
+    logits = model.logits(model(*model_inputs(bank, data.image, rows)))
+    torch.stack(list(class_losses(logits, torch.as_tensor(data.labels[rows])).values())).sum().backward()
+    learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learned == {
+        "global_prompt.ctx", "local_prompt.ctx", "log_scale", "log_tau_v", "log_tau_t",
+        *(f"projection.{part}.weight" for part in ("visual_proj", "textual_proj", "qkv", "out", "norm")),
+        *(f"projection.{part}.bias" for part in ("visual_proj", "textual_proj", "out", "norm")),
+    }  # fmt: skip
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == (name in learned), name
+    assert not model.tower.training and model.projection.training
+
+
+def test_each_loss_term_reaches_only_its_own_part(clip, posts):
+    bank, prototypes, data = posts
+    parts = {"L_g": "global_prompt", "L_o": "local_prompt", "L_c": "projection"}
+    for term, own in parts.items():
+        model = build_model(clip, prototypes, SMALL)
+        logits = model.logits(model(*model_inputs(bank, data.image, np.arange(6))))
+        class_losses(logits, torch.as_tensor(data.labels[:6]))[term].sum().backward()
+        reached = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+        assert reached & set(parts.values()) == {own}
+
+
+def test_identity_start_knows_separable_classes(clip):
+    """At step 0 the prototypes classify already: cross-entropy below ln 77 on 77 separable classes."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((77, DIM)).astype(np.float32)
+    model = ClipFT(clip.text, [f"class {i}" for i in range(77)], centres, centres, n_ctx=4, heads=4).eval()
+    image = torch.from_numpy(centres + 0.2 * rng.standard_normal(centres.shape).astype(np.float32))
+    x, v, t = model.projection(image, model.visual, model.textual)
+    loss = F.cross_entropy(prototype_logits(x, v, t, 0.07, 0.07), torch.arange(77))
+    assert loss.item() < 0.5 * math.log(77)
+
+
+def test_temperatures_stay_in_range(clip, posts):
+    model = build_model(clip, posts[1], SMALL)
+    for name, value in {"log_scale": 9.0, "log_tau_v": -9.0, "log_tau_t": -2.0}.items():
+        getattr(model, name).data.fill_(value)
+    model.clamp_temperatures()
+    assert model.log_scale.exp().item() == pytest.approx(100)
+    assert model.log_tau_v.exp().item() == pytest.approx(0.01)
+    assert model.log_tau_t.item() == -2
+
+
+def test_half_precision_tower_keeps_float32_similarities(clip, posts):
+    bank, prototypes, data = posts
+    plain = build_model(clip, prototypes, SMALL)
+    half = build_model(clip, prototypes, dataclasses.replace(SMALL, precision="bf16"))
+    full_emb, half_emb = plain.class_embeddings()[0], half.class_embeddings()[0]
+    assert half_emb.dtype == torch.float32 and not torch.equal(full_emb, half_emb)
+    torch.testing.assert_close(half_emb, full_emb, atol=0.03, rtol=0)
+    half_emb.sum().backward()
+    assert half.global_prompt.ctx.grad.abs().sum() > 0
+    out = half(*model_inputs(bank, data.image, np.arange(3)))
+    torch.testing.assert_close(out.global_cosine, global_similarity(bank.batch(np.arange(3))[0], half_emb))
+
+
+@pytest.mark.parametrize(("wanted", "device", "dtype"), [
+    ("auto", "cpu", torch.float32), ("bf16", "cpu", torch.bfloat16), ("fp16", "cuda", torch.float16),
+])  # fmt: skip
+def test_precision(wanted, device, dtype):
+    assert tower_dtype(wanted, torch.device(device)) == dtype
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(InputError, match="choose auto, fp32, bf16, fp16"):
+        tower_dtype("half", torch.device("cpu"))
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_training_learns_what_it_is_shown(clip, posts, tmp_path):
+    bank, prototypes, data = posts
+    settings = dataclasses.replace(SMALL, epochs=8, lr=5e-3)
+    trained = train(clip, bank, prototypes, data, settings, tmp_path)
+    history = trained.history
+    assert list(history["epoch"]) == list(range(9))
+    for term in ("L_g", "L_o", "L_c"):
+        assert history[f"train_{term}"].iloc[-1] < 0.8 * history[f"train_{term}"].iloc[1]
+    first, best = history.iloc[0], history.iloc[trained.best_epoch]
+    assert trained.best_epoch == history["valid_loss"].idxmin() > 0
+    assert best["valid_accuracy_averaged"] >= first["valid_accuracy_averaged"]
+    assert best["valid_accuracy_local"] > first["valid_accuracy_local"]
+    scores = evaluate(trained.model, bank, data, data.valid_rows)
+    assert scores["loss"] == pytest.approx(best["valid_loss"], rel=1e-5)
+    again = load_model(clip, prototypes, settings, tmp_path)
+    assert evaluate(again, bank, data, data.valid_rows) == pytest.approx(scores)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "history.csv"), history)
+
+
+def test_evaluate_equals_the_obvious_mean(clip, posts):
+    bank, prototypes, data = posts
+    model = build_model(clip, prototypes, SMALL)
+    found = evaluate(model, bank, data, np.arange(30))
+    losses, hits = [], []
+    for row in range(30):
+        logits = model.logits(model(*model_inputs(bank, data.image, np.array([row]))))
+        losses.append(class_losses(logits, torch.tensor([data.labels[row]]))["L_o"].item())
+        hits.append(int(logits["visual"].argmax()) == data.labels[row])
+    assert found["L_o"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert found["accuracy_visual"] == pytest.approx(np.mean(hits))
+
+
+def test_a_killed_training_goes_on_from_its_last_epoch(clip, posts, tmp_path, monkeypatch):
+    bank, prototypes, data = posts
+    settings = dataclasses.replace(SMALL, epochs=3, dropout=0.2)
+    whole = train(clip, bank, prototypes, data, settings, tmp_path / "whole")
+    run_epoch = _Trainer.run_epoch
+
+    def die_in_epoch_3(trainer, epoch):
+        if epoch == 3:
+            trainer.step(trainer.fit_rows[:16])
+            raise KeyboardInterrupt
+        run_epoch(trainer, epoch)
+
+    monkeypatch.setattr(_Trainer, "run_epoch", die_in_epoch_3)
+    with pytest.raises(KeyboardInterrupt):
+        train(clip, bank, prototypes, data, settings, tmp_path / "cut")
+    epochs_run = []
+
+    def note_epoch(trainer, epoch):
+        epochs_run.append(epoch)
+        run_epoch(trainer, epoch)
+
+    monkeypatch.setattr(_Trainer, "run_epoch", note_epoch)
+    torch.manual_seed(99)  # whatever the process did before must not matter
+    resumed = train(clip, bank, prototypes, data, settings, tmp_path / "cut")
+    assert epochs_run == [3]
+    pd.testing.assert_frame_equal(resumed.history, whole.history)
+    for name, value in whole.model.own_state().items():
+        torch.testing.assert_close(resumed.model.own_state()[name], value, atol=0, rtol=0)
+    train(clip, bank, prototypes, data, settings, tmp_path / "cut")
+    assert epochs_run == [3], "a finished training is not run again"
+    train(clip, bank, prototypes, data, dataclasses.replace(settings, lr=1e-2), tmp_path / "cut")
+    assert epochs_run == [3, 1, 2, 3], "other settings start anew"
+
+
+def test_training_leaves_the_global_generator_alone(clip, posts, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    train(clip, *posts, dataclasses.replace(SMALL, epochs=1, dropout=0.3), tmp_path)
+    assert torch.rand(1) == expected
+
+
+def test_unusable_rows_are_not_trained_on(clip, posts, tmp_path):
+    bank, prototypes, data = posts
+    labels, ok = data.labels.copy(), np.ones(len(data.labels), bool)
+    labels[:10], ok[10:20] = -1, False
+    spoilt = dataclasses.replace(data, labels=labels, image_ok=ok)
+    assert list(spoilt.usable(np.arange(30))) == list(range(20, 30))
+    without = dataclasses.replace(spoilt, fit_rows=data.fit_rows[data.fit_rows >= 20])
+    first = train(clip, bank, prototypes, spoilt, SMALL, tmp_path / "a").history
+    pd.testing.assert_frame_equal(first, train(clip, bank, prototypes, without, SMALL, tmp_path / "b").history)
+    with pytest.raises(InputError, match="too few to train"):
+        train(clip, bank, prototypes, dataclasses.replace(data, labels=labels * 0 - 1), SMALL, tmp_path / "c")
+
+
+def test_without_validation_rows_the_last_epoch_counts(clip, posts, tmp_path):
+    bank, prototypes, data = posts
+    data = dataclasses.replace(data, valid_rows=data.valid_rows[:0])
+    assert train(clip, bank, prototypes, data, SMALL, tmp_path).best_epoch == 2
+
+
+def test_the_best_epoch_is_kept_when_validation_gets_worse(clip, posts, tmp_path):
+    """Validation classes contradict training: every epoch makes it worse, so the first state is the best one."""
+    bank, prototypes, data = posts
+    labels = data.labels.copy()
+    labels[data.valid_rows] = (labels[data.valid_rows] + 1) % K
+    data = dataclasses.replace(data, labels=labels)
+    trained = train(clip, bank, prototypes, data, dataclasses.replace(SMALL, epochs=4, lr=1e-2), tmp_path)
+    loss = trained.history["valid_loss"]
+    assert trained.best_epoch == loss.idxmin() < 4
+    assert evaluate(trained.model, bank, data, data.valid_rows)["loss"] == pytest.approx(loss.min(), rel=1e-5)
+
+
+def test_each_epoch_shuffles_anew(clip, posts, tmp_path, monkeypatch):
+    bank, prototypes, data = posts
+    orders, step = [], _Trainer.step
+    monkeypatch.setattr(_Trainer, "step", lambda self, rows: (orders.append(rows), step(self, rows))[1])
+    train(clip, bank, prototypes, data, SMALL, tmp_path)
+    first, second = (np.concatenate(part) for part in (orders[: len(orders) // 2], orders[len(orders) // 2 :]))
+    assert sorted(first) == sorted(second) == list(data.fit_rows) and not np.array_equal(first, second)
+
+
+def test_a_step_leaves_the_temperatures_in_range(clip, posts):
+    bank, prototypes, data = posts
+    trainer = _Trainer(build_model(clip, prototypes, SMALL), bank, data, SMALL)
+    trainer.model.log_scale.data.fill_(9)
+    trainer.step(np.arange(8))
+    assert trainer.model.log_scale.item() == pytest.approx(math.log(100))
+
+
+def test_batches_cover_all_rows_once():
+    for n in (1, 15, 16, 17, 100):
+        parts = batches(np.arange(n), 16)
+        assert np.array_equal(np.concatenate(parts), np.arange(n)) and max(map(len, parts)) <= 16
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_two_processes_see_the_loss_of_one(clip, posts, tmp_path):
+    """torchrun with two gloo processes: same losses, same parameters; odd batches included (16 of 80 rows, then 27)."""
+    bank, prototypes, data = posts
+    settings = dataclasses.replace(SMALL, batch_size=27)
+    one = train(clip, bank, prototypes, data, settings, tmp_path / "one")
+    two = fit(clip, bank, prototypes, data, settings, tmp_path / "two", n_processes=2)
+    pd.testing.assert_frame_equal(two.history, one.history, rtol=1e-4)
+    for name, value in one.model.own_state().items():
+        torch.testing.assert_close(two.model.own_state()[name], value, atol=2e-4, rtol=0)
+    assert not (tmp_path / "two" / "job").exists()
+
+
+# --- Eq. 11: export ---------------------------------------------------------------------------------------------------
+
+
+def test_scores_equal_the_obvious_ones(clip, posts, tmp_path):
+    bank, prototypes, data = posts
+    model = build_model(clip, prototypes, SMALL).eval()
+    export = export_posts(model, bank, data, full_path=tmp_path / "full.npy")
+    global_emb, local_emb = model.class_embeddings()
+    for row in (0, 3, 8, 50):
+        y = data.labels[row]
+        image, pooled, tokens, mask = model_inputs(bank, data.image, np.array([row]))
+        out = model(image, pooled, tokens, mask)
+        logits = {head: value[0].double() for head, value in model.logits(out).items()}
+        expected = [out.global_cosine[0, y], out.local_cosine[0, y]]
+        expected += [logits[head][y] - sum(logits[head]) / K for head in ("visual", "textual")]
+        expected += [1 + sum(value > values[y] for value in values) for values in logits.values()]
+        expected += [-sum(p * p.log() for p in values.softmax(0)) for values in logits.values()]
+        expected += [cosine(image[0].double(), pooled[0].double())]
+        expected = [float(torch.as_tensor(value).detach()) for value in expected]
+        np.testing.assert_allclose(export.scores[row], expected, rtol=1e-4, atol=1e-4)
+        losses = class_losses({head: value[None] for head, value in logits.items()}, torch.tensor([y]))
+        np.testing.assert_allclose(export.losses[row], [v.item() for v in losses.values()], rtol=1e-4, atol=1e-4)
+        parts = [F.normalize(image[0], dim=0), F.normalize(pooled[0].float(), dim=0), global_emb[y], local_emb[y]]
+        parts += [out.image[0], out.visual[0, y], out.textual[0, y]]
+        np.testing.assert_allclose(export.full[row], torch.cat(parts).detach().numpy(), atol=2e-3)
+        np.testing.assert_allclose(export.image[row], out.image[0].detach().numpy(), atol=2e-3)
+    block = full_block(export)
+    assert block.values.shape == (120, 7 * DIM) and block.columns[0] == "image_0" and len(PARTS) == 7
+
+
+def test_export_says_nan_where_nothing_is_known(clip, posts, tmp_path):
+    bank, prototypes, data = posts
+    labels, ok = data.labels.copy(), np.ones(len(data.labels), bool)
+    labels[5], ok[6] = -1, False
+    model = build_model(clip, prototypes, SMALL)
+    known = export_posts(model, bank, data)
+    data = dataclasses.replace(data, labels=labels, image_ok=ok)
+    export = export_posts(model, bank, data, full_path=tmp_path / "full.npy")
+    nan = [{SCORES[i] for i in np.flatnonzero(np.isnan(line))} for line in export.scores[:8]]
+    assert nan[4] == set() and nan[7] == set()
+    assert nan[5] == {name for name in SCORES if name.endswith("_y") or name.startswith("rank_")}
+    assert {name for name in SCORES if name not in nan[6]} == {
+        "p_y", "p_local_y", "rank_global", "rank_local", "entropy_global", "entropy_local",
+    }  # fmt: skip
+    assert np.isnan(export.losses[5]).all() and list(np.isnan(export.losses[6])) == [False, False, True]
+    full = np.asarray(export.full).reshape(-1, 7, DIM)
+    assert list(np.isnan(full[5]).all(axis=1)) == [False, False, True, True, False, True, True]
+    assert list(np.isnan(full[6]).all(axis=1)) == [True, False, False, False, True, True, True]
+    np.testing.assert_array_equal(np.delete(export.scores, [5, 6], 0), np.delete(known.scores, [5, 6], 0))
+    block = compact_block(export, np.arange(80), 6)
+    assert np.isnan(block.values[6, [block.columns.index("image_pc_00")]]).all()
+    assert np.isfinite(block.values[[0, 1, 100]]).all()
+
+
+def test_compact_block_and_losses_table(clip, posts):
+    bank, prototypes, data = posts
+    export = export_posts(build_model(clip, prototypes, SMALL), bank, data)
+    block = compact_block(export, np.arange(80), 6)
+    assert block.name == "clip_ft" and block.values.shape == (120, len(SCORES) + 12)
+    assert block.columns[: len(SCORES)] == list(SCORES) and block.columns[-1] == "text_pc_05"
+    np.testing.assert_array_equal(block.values[:, : len(SCORES)], export.scores)
+    table = losses_table(export, pd.DataFrame({"Pid": np.arange(120).astype(str), "split": ["train"] * 120}))
+    assert list(table) == ["Pid", "split", "L_g", "L_o", "L_c", "L"]
+    np.testing.assert_allclose(table["L"], table[["L_g", "L_o", "L_c"]].sum(axis=1))
+
+
+def test_pca_equals_sklearn_and_is_fitted_on_the_given_rows():
+    from sklearn.decomposition import PCA
+
+    rng = np.random.default_rng(0)
+    values = (rng.standard_normal((200, 6)) * [5, 3, 2, 1, 0.5, 0.1] + 3).astype(np.float32)
+    found = reduce_pca(values, np.arange(150), 3, chunk=64)
+    expected = PCA(3, svd_solver="full").fit(values[:150]).transform(values)
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-3)
+    changed = values.copy()
+    changed[150:] *= 10
+    again = reduce_pca(changed, np.arange(150), 3, chunk=64)
+    np.testing.assert_array_equal(again[:150], found[:150])
+    assert reduce_pca(values, np.arange(150), 32).shape == (200, 6)
+
+
+def test_cross_fitted_scores_come_from_models_that_never_met_the_author(clip, posts, tmp_path):
+    bank, prototypes, data = posts
+    text = np.random.default_rng(1).standard_normal((120, DIM))
+    folds = np.full(120, -1)
+    folds[:100] = np.arange(100) % 2
+    settings = dataclasses.replace(SMALL, epochs=1)
+    main = train(clip, bank, prototypes, data, settings, tmp_path / "main")
+    export = export_posts(main.model, bank, data)
+    crossed = cross_fit(clip, bank, prototypes, data, text, settings, folds, export, tmp_path)
+    np.testing.assert_array_equal(crossed.scores[100:], export.scores[100:])
+    np.testing.assert_array_equal(crossed.image, export.image)
+
+    image = data.image.copy()
+    image[folds == 1] = -image[folds == 1]  # what fold 1 looks like must not matter to how fold 1's own scores are made
+    labels = np.where(folds == 1, (data.labels + 1) % K, data.labels)
+    spoilt = dataclasses.replace(data, image=image, labels=labels)
+    from_spoilt = cross_fit(clip, bank, prototypes, spoilt, text, settings, folds, export, tmp_path / "spoilt")
+    model_paths = [tmp_path / "fold_1" / "model.safetensors", tmp_path / "spoilt" / "fold_1" / "model.safetensors"]
+    assert model_paths[0].read_bytes() == model_paths[1].read_bytes()
+    model_paths = [tmp_path / "fold_0" / "model.safetensors", tmp_path / "spoilt" / "fold_0" / "model.safetensors"]
+    assert model_paths[0].read_bytes() != model_paths[1].read_bytes()
+    assert not np.allclose(from_spoilt.scores[:100], crossed.scores[:100])
+
+
+def test_score_shift_sees_a_shift():
+    scores = np.random.default_rng(0).standard_normal((400, len(SCORES))).astype(np.float32)
+    scores[:200, 0] += 1
+    scores[7] = np.nan
+    table = score_shift(scores, np.arange(200), np.arange(200, 400)).set_index("score")
+    assert table.loc["p_y", "ks"] > 0.3 and table.loc["p_local_y", "ks"] < 0.2
+    assert table.loc["p_y", "fitted"] - table.loc["p_y", "unseen"] == pytest.approx(1, abs=0.3)

@@ -1,0 +1,77 @@
+"""What notebook 02 shows and hands on of frozen CLIP, on small arrays."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from kit.clip_ft.prototypes import class_order
+from kit.clip_ft.zero_shot import zero_shot, zero_shot_classes
+from kit.encoders.clip import weight_files
+from kit.encoders.frozen import clip_block
+from kit.release.taxonomy import prompt_names
+from kit.viz.figures import shot_pictures
+from tests.clip_ft.test_clip_ft import make_clip
+
+
+@pytest.fixture
+def embeddings():
+    rng = np.random.default_rng(0)
+    rows = [rng.normal(size=(40, 8)) for _ in range(2)]
+    return [(values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16) for values in rows]
+
+
+def test_block_holds_components_and_cosine(embeddings):
+    image, text = embeddings
+    ok = np.arange(40) != 3
+    block = clip_block(image, text, ok, np.arange(30), components=3)
+    assert block.columns == [f"clip_{part}_{i:02d}" for part in ("image", "text") for i in range(3)] + ["clip_cosine"]
+    expected = (image.astype(float) * text.astype(float)).sum(axis=1)
+    np.testing.assert_allclose(block.values[ok, -1], expected[ok], atol=1e-6)
+    assert np.isnan(block.values[3, [0, 1, 2, 6]]).all() and np.isfinite(block.values[3, 3:6]).all()
+    assert "clip_cosine" not in clip_block(image, text, ok, np.arange(30), 3, cosine=False).columns
+
+
+def test_components_are_fitted_on_train_rows(embeddings):
+    image, text = embeddings
+    ok = np.ones(40, dtype=bool)
+    before = clip_block(image, text, ok, np.arange(30), components=2).values[:30]
+    image[30:], text[30:] = image[30:][::-1], -text[30:]
+    np.testing.assert_array_equal(clip_block(image, text, ok, np.arange(30), components=2).values[:30], before)
+
+
+def test_all_columns_on_request(embeddings):
+    image, text = embeddings
+    block = clip_block(image, text, np.ones(40, dtype=bool), np.arange(30), components=0)
+    np.testing.assert_array_equal(block.values[:, :8], image.astype(np.float32))
+
+
+def test_zero_shot_finds_what_the_sentence_says():
+    model = make_clip()
+    classes = ["Cats", "Dogs", "Tea"]
+    labels = np.array([0, 1, 2, -1, 2])
+    class_emb = zero_shot_classes(model.text, prompt_names(classes)).cpu().numpy()
+    image = class_emb[[0, 1, 2, 0, 1]].astype(np.float16)  # the last post looks like another class
+    assert zero_shot(model.text, classes, image, labels, np.arange(5)) == pytest.approx(3 / 4)
+    assert np.isnan(zero_shot(model.text, classes, image, labels, np.array([3])))
+
+
+def test_pictures_and_order(tmp_path):
+    Image.new("RGB", (9, 5), "red").save(tmp_path / "a.png")
+    posts = pd.DataFrame({
+        "Category": ["b", "a", "a"], "Subcategory": ["High,Heels", "Tea", "Cats"],
+        "image_path": [str(tmp_path / "a.png"), "", ""],
+    })  # fmt: skip
+    shots = pd.DataFrame({"row": [0, 0, 1], "Subcategory": ["High,Heels", "High,Heels", "Tea"]})
+    pictures = shot_pictures(posts, shots, n_classes=1, n_shots=5)
+    assert list(pictures) == ["high heels"] and [p.size for p in pictures["high heels"]] == [(96, 96)] * 2
+    assert class_order(posts, ["Cats", "High,Heels", "Tea"]) == [0, 2, 1]
+
+
+def test_weight_files(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "open_clip_config.json").write_text("{}")
+    assert weight_files(f"local-dir:{tmp_path / 'm'}", "", "") == [tmp_path / "m" / "open_clip_config.json"]
+    (tmp_path / "ViT-B-32-openai.pt").write_bytes(b"w")
+    assert weight_files("ViT-B-32", "openai", str(tmp_path)) == [tmp_path / "ViT-B-32-openai.pt"]
+    assert weight_files("ViT-B-32", "laion2b_s34b_b79k", str(tmp_path)) == []

@@ -1,0 +1,117 @@
+"""The blend: convex, honest about its own score, and able to undo a drift."""
+
+import numpy as np
+import pytest
+
+from kit.base.errors import InputError
+from kit.base.metrics import mae, src
+from kit.evaluation.blend import fit_blend
+from kit.run.folds import TEST, TRAIN_ONLY
+
+RNG = np.random.default_rng(0)
+FOLDS = np.r_[np.arange(600) % 4, np.full(100, TEST)].astype(np.int8)
+SCORED = FOLDS >= 0
+TRUTH = RNG.normal(8, 2, size=700)
+TARGET = np.where(SCORED, TRUTH, np.nan)
+GOOD, FAIR, BAD = (np.where(SCORED, TRUTH + RNG.normal(0, s, size=700), np.nan) for s in (1.0, 1.2, 9.0))
+NEW = {"good": TRUTH[600:], "fair": TRUTH[600:], "bad": TRUTH[600:]}
+
+
+def test_weights_are_convex_and_better_than_any_model():
+    blend = fit_blend({"good": GOOD, "bad": BAD, "fair": FAIR}, TARGET, FOLDS, calibrate="none")
+    assert sum(blend.weights.values()) == pytest.approx(1) and min(blend.weights.values()) >= 0
+    assert blend.weights["good"] > blend.weights["fair"] > blend.weights["bad"]
+    nested = mae(TARGET[SCORED], blend.oof[SCORED])
+    assert nested < mae(TARGET[SCORED], GOOD[SCORED]) and nested < mae(TARGET[SCORED], FAIR[SCORED])
+
+
+def test_weights_are_the_best_of_a_fine_grid():
+    blend = fit_blend({"good": GOOD, "fair": FAIR}, TARGET, FOLDS, calibrate="none")
+    errors = {w: mae(TARGET[SCORED], (w * GOOD + (1 - w) * FAIR)[SCORED]) for w in np.linspace(0, 1, 101)}
+    mine = mae(TARGET[SCORED], (blend.weights["good"] * GOOD + blend.weights["fair"] * FAIR)[SCORED])
+    assert mine <= min(errors.values()) + 1e-3
+
+
+def test_one_model_is_passed_through():
+    blend = fit_blend({"good": GOOD}, TARGET, FOLDS, calibrate="none")
+    inside = np.clip(GOOD, blend.low, blend.high)
+    assert blend.weights == {"good": 1.0} and np.allclose(blend.oof, inside, equal_nan=True)
+    assert np.array_equal(blend.predict({"good": np.array([8.0, 1e9, -1e9])}), [8.0, blend.high, blend.low])
+    assert (blend.low, blend.high) == (np.nanmin(TARGET), np.nanmax(TARGET))
+
+
+def test_a_line_is_recovered_and_used_only_where_it_helps():
+    shrunk = {"good": 0.5 * GOOD + 1, "fair": 0.5 * FAIR + 1}
+    blend = fit_blend(shrunk, TARGET, FOLDS, calibrate="auto")
+    assert blend.slope == pytest.approx(1.6, abs=0.2)  # 2, drawn back by the models' noise
+    assert mae(TARGET[SCORED], blend.oof[SCORED]) < mae(TARGET[SCORED], shrunk["good"][SCORED]) - 0.5
+    exact = {"truth": TARGET + RNG.choice([-1, 1], size=700)}
+    assert fit_blend(exact, TARGET, FOLDS, calibrate="none").slope == 1
+    affine = fit_blend({"truth": 0.8 * TARGET - 3}, TARGET, FOLDS, calibrate="affine")
+    assert affine.slope == pytest.approx(1.25, abs=1e-3) and affine.intercept == pytest.approx(3.75, abs=0.02)
+
+
+def test_auto_takes_the_better_nested_score():
+    for model in (GOOD, 0.7 * GOOD):
+        scores = {
+            c: mae(TARGET[SCORED], fit_blend({"m": model}, TARGET, FOLDS, calibrate=c).oof[SCORED])
+            for c in ("none", "affine", "auto")
+        }
+        assert scores["auto"] == min(scores["none"], scores["affine"])
+
+
+@pytest.mark.parametrize("calibrate", ["none", "affine"])
+def test_the_scored_fold_has_no_say(calibrate):
+    """Other labels in fold 2, inside the range: its own nested predictions stay, those of other folds move."""
+    models = {"good": 0.8 * GOOD, "fair": FAIR + 1}
+    changed = TARGET.copy()
+    changed[FOLDS == 2] = changed[FOLDS == 2][::-1]
+    before, after = (fit_blend(models, t, FOLDS, calibrate=calibrate).oof for t in (TARGET, changed))
+    assert np.array_equal(before[FOLDS == 2], after[FOLDS == 2])
+    assert not np.array_equal(before[FOLDS == 1], after[FOLDS == 1])
+
+
+def test_in_time_only_earlier_folds_have_a_say():
+    folds = FOLDS.copy()
+    folds[:100] = TRAIN_ONLY
+    models = {"good": 0.8 * GOOD, "fair": FAIR + 1}
+    changed = TARGET.copy()
+    changed[folds == 2] = changed[folds == 2][::-1]
+    before, after = (fit_blend(models, t, folds, calibrate="affine").oof for t in (TARGET, changed))
+    early = (folds >= 0) & (folds <= 2)
+    assert np.array_equal(before[early], after[early]) and not np.array_equal(before[folds == 3], after[folds == 3])
+    first = np.clip((models["good"] + models["fair"]) / 2, np.nanmin(TARGET), np.nanmax(TARGET))
+    assert np.allclose(before[folds == 0], first[folds == 0])  # nothing to learn from: equal weights
+    assert np.isnan(before[folds < 0]).all()
+
+
+def test_scores_per_fold_are_those_of_the_nested_predictions():
+    blend = fit_blend({"good": GOOD, "fair": FAIR}, TARGET, FOLDS)
+    assert blend.scores["fold"].tolist() == [0, 1, 2, 3] and blend.scores["n"].sum() == SCORED.sum()
+    for row in blend.scores.itertuples():
+        at = FOLDS == row.fold
+        assert row.src == src(TARGET[at], blend.oof[at]) and row.mae == mae(TARGET[at], blend.oof[at])
+
+
+def test_posts_that_one_model_lacks_do_not_count():
+    holes = np.where(np.arange(700) < 200, np.nan, GOOD)
+    blend = fit_blend({"holes": holes, "fair": FAIR}, TARGET, FOLDS)
+    assert blend.scores["n"].sum() == 400 and np.isnan(blend.oof[:200]).all()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (({}, TARGET, FOLDS), "no model"),
+    (({"good": GOOD, "short": GOOD[:-1]}, TARGET, FOLDS), "differ in rows"),
+    (({"good": GOOD}, TARGET[:-1], FOLDS), "rows differ"),
+    (({"good": np.full(700, np.nan)}, TARGET, FOLDS), "nothing to blend"),
+])  # fmt: skip
+def test_mistakes_are_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        fit_blend(*arguments)
+
+
+def test_unknown_calibration_and_models_are_named():
+    with pytest.raises(InputError, match="choose one of auto, affine, none"):
+        fit_blend({"good": GOOD}, TARGET, FOLDS, calibrate="isotonic")
+    with pytest.raises(InputError, match=r"\['fair', 'good'\]"):
+        fit_blend({"good": GOOD, "fair": FAIR}, TARGET, FOLDS).predict({"good": GOOD})

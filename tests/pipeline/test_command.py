@@ -1,0 +1,331 @@
+"""The chain as a user sees it: what runs, what is skipped, and what is said when something is wrong."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import nbformat
+import psutil
+import pytest
+
+from kit.base.errors import InputError
+from kit.base.files import read_json
+from kit.base.locks import lock, lock_holder
+from kit.base.paths import PROJECT_ROOT
+from kit.base.process import is_alive
+from kit.pipeline import steps
+from kit.pipeline.command import main
+from kit.pipeline.steps import CALLED_FROM, PROFILES, parse_value, plan
+from kit.run.directory import ABSENT
+from kit.viz import report
+
+PARAMETERS = 'data_dir: str = "x"  # data\nrun_dir: str = "y"  # run\nn: int = 1  # how many\n'
+
+
+def _notebook(folder, name, *cells, parameters=PARAMETERS):
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+    notebook.cells = [
+        nbformat.v4.new_markdown_cell(f"# {name}"),
+        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(f'from kit.run.directory import Run\nrun = Run.open(run_dir, step="{name}")'),
+        *(nbformat.v4.new_markdown_cell(c) if c.startswith("#") else nbformat.v4.new_code_cell(c) for c in cells),
+    ]
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+WRITE = 'from kit.run.directory import write_json\nwrite_json(run.output("number.json"), n)\nprint("wrote", n)'
+READ = 'from kit.run.directory import read_json\nn = read_json(run.input("number.json"))'
+
+
+@pytest.fixture
+def chain(tmp_path, monkeypatch):
+    """Two small notebooks, the second reading what the first writes; returns run(*arguments) -> status."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    _notebook(folder, "01_first", WRITE, "run.finish(n=n)")
+    _notebook(folder, "02_second", READ, "run.finish(n=n)")
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(steps, "NOTEBOOKS", folder)
+    monkeypatch.delenv(CALLED_FROM, raising=False)  # set where run_all.sh runs these tests
+    monkeypatch.setattr(report, "write_report", lambda run_dir: (run_dir / "report.html").write_text("report"))
+
+    def run(*arguments):
+        return main(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), *arguments])
+
+    run.folder, run.dir = folder, tmp_path / "run"
+    return run
+
+
+def _states(text):
+    """step name -> the first thing said about it."""
+    return {line.split()[0]: line.split(maxsplit=1)[1] for line in reversed(text.splitlines()) if line[:1] == "0"}
+
+
+def test_run_skip_and_rerun(chain, capsys):
+    assert chain() == 0
+    assert _states(capsys.readouterr().out) == {"01_first": "running: not run yet", "02_second": "running: not run yet"}
+    assert (chain.dir / "notebooks" / "01_first.ipynb").is_file()
+    assert "wrote 1" in (chain.dir / "logs" / "01_first.log").read_text()
+    assert read_json(chain.dir / "done" / "01_first.json")["metrics"] == {"n": 1}
+
+    assert chain() == 0
+    assert all("up to date" in said for said in _states(capsys.readouterr().out).values())
+
+    assert chain("--set", "01.n=2") == 0
+    said = _states(capsys.readouterr().out)
+    assert said["01_first"] == "running: parameter n 1 -> 2"
+    assert said["02_second"].startswith("running: input number.json changed: content ")
+
+    assert chain("--set", "01.n=2", "--force", "01") == 0  # same result: the second step need not follow
+    said = _states(capsys.readouterr().out)
+    assert said["01_first"] == "running: asked for with --force" and "up to date" in said["02_second"]
+
+
+def test_only_and_from_leave_the_rest(chain, capsys):
+    assert chain("--only", "1") == 0
+    assert set(_states(capsys.readouterr().out)) == {"01_first"}
+    assert chain("--from", "02", "--set", "01.n=9") == 0
+    assert set(_states(capsys.readouterr().out)) == {"02_second"}
+
+
+def test_accept_keeps_results(chain, capsys):
+    assert chain() == 0
+    assert chain("--accept", "01", "--set", "01.n=5") == 0
+    assert all("up to date" in said for said in _states(capsys.readouterr().out).values()) is False
+    assert chain("--set", "01.n=5") == 0
+    assert all("up to date" in said for said in _states(capsys.readouterr().out).values())
+    (chain.dir / "number.json").write_text("7")
+    assert chain("--accept", "01") == 2
+    assert "number.json changed" in capsys.readouterr().err
+
+
+def test_a_failing_cell_is_shown_where_it_is(chain, capsys):
+    _notebook(chain.folder, "02_second", "## 3 Divide", "n / 0", "run.finish()")
+    assert chain() == 1
+    error = capsys.readouterr().err
+    assert 'failed in section "3 Divide", cell' in error
+    assert "ZeroDivisionError: division by zero" in error
+    assert "02_second.log" in error and "02_second.failed.ipynb" in error
+    assert "go on     python -m kit.pipeline --data" in error
+    assert not (chain.dir / "done" / "02_second.json").exists()
+
+    _notebook(chain.folder, "02_second", READ, "run.finish(n=n)")
+    assert chain() == 0
+    said = _states(capsys.readouterr().out)
+    assert "up to date" in said["01_first"] and said["02_second"] == "running: not finished last time"
+    assert not (chain.dir / "notebooks" / "02_second.failed.ipynb").exists()
+
+
+def test_a_mistake_of_the_user_is_told_without_a_trace(chain, capsys):
+    _notebook(
+        chain.folder,
+        "01_first",
+        'from kit.base.errors import InputError\nraise InputError("labels.txt, line 3: no number")',
+    )
+    assert chain() == 2
+    error = capsys.readouterr().err
+    assert "labels.txt, line 3: no number" in error and "Traceback" not in error and "InputError" not in error
+
+
+def test_a_killed_kernel_is_no_success(chain, capsys):
+    _notebook(chain.folder, "01_first", "import os\nos.kill(os.getpid(), 9)", "run.finish()")
+    assert chain() == 138
+    assert "the kernel died" in capsys.readouterr().err
+    assert not (chain.dir / "done" / "01_first.json").exists()
+    assert chain("--list") == 0
+    assert "01_first  (not finished last time)" in capsys.readouterr().out
+
+
+def test_leaving_early_is_no_success(chain, capsys):
+    _notebook(chain.folder, "01_first", "import sys\nsys.exit(0)", "run.finish()")
+    assert chain() == 1
+    assert "01_first failed" in capsys.readouterr().err
+    assert not (chain.dir / "done" / "01_first.json").exists()
+
+
+def test_a_step_left_out_is_named_and_tried_again(chain, capsys):
+    _notebook(
+        chain.folder,
+        "01_first",
+        "run.leave_out('no weights in inputs/weights', blocks=['clip'])",
+        WRITE,
+        "run.finish()",
+    )
+    _notebook(chain.folder, "02_second", "run.finish()")
+    (chain.dir / "blocks" / "clip").mkdir(parents=True)
+    assert chain() == 0
+    assert "01_first   LEFT OUT: no weights in inputs/weights" in capsys.readouterr().out
+    assert [path.name for path in (chain.dir / "blocks" / "clip").iterdir()] == [ABSENT]
+    assert chain() == 0
+    said = _states(capsys.readouterr().out)
+    assert said["01_first"] == "running: left out last time" and "up to date" in said["02_second"]
+    _notebook(chain.folder, "01_first", WRITE, "run.finish()")
+    assert chain() == 0 and not list((chain.dir / "done").glob("*left_out*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--set", "09.n=1"), "no notebook 09; the chain is 01_first, 02_second"),
+        (("--set", "01.m=1"), "01_first has no parameter 'm' to set; its parameters are n: int"),
+        (("--set", "01.n=many"), "--set 01.n=many: expected a value of type int"),
+        (("--set", "01.n"), "expected NN.name=value"),
+        (("--set", "01.run_dir=x"), "(use --out)"),
+        (("--only", "7"), "no notebook 07"),
+        (("--force", "x"), "no notebook 0x"),
+        (("--accept", "01"), "01_first has left no results"),
+        (("--data", "nowhere"), "--data: no folder"),
+        (("--out", "a{b}"), "braces"),
+    ],
+)
+def test_wrong_arguments_change_nothing(chain, capsys, arguments, message):
+    assert chain(*arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (chain.dir / "done").exists()
+
+
+def test_an_unknown_option_exits(chain):
+    with pytest.raises(SystemExit) as stop:
+        chain("--fold", "3")
+    assert stop.value.code == 2
+
+
+def test_output_that_cannot_be_written(chain, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert chain("--out", str(tmp_path / "file")) == 2
+    assert "cannot write to the output folder" in capsys.readouterr().err
+
+
+def test_one_pipeline_per_run(chain, capsys):
+    chain.dir.mkdir()
+    with lock(chain.dir, "run_all.sh --data x"):
+        assert chain() == 2
+    error = capsys.readouterr().err
+    assert f"process {os.getpid()} on {socket.gethostname()}, since 20" in error
+    assert "(run_all.sh --data x), is already working in" in error and "--out" in error
+    assert chain() == 0
+
+
+def test_a_lock_file_without_a_holder_holds_nobody(chain):
+    chain.dir.mkdir()
+    (chain.dir / ".lock").write_text("4711")
+    assert lock_holder(chain.dir) is None and chain() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("7", "int", 7), ("1e-3", "float", 0.001), ("true", "bool", True), ("False", "bool", False), ("a b", "str", "a b"),
+        ("a,b", "list[str]", ["a", "b"]), ("['a', 'b']", "list[str]", ["a", "b"]), ("1,2", "list[int]", [1, 2]),
+        ("", "list[str]", []), ("[0.5, 1]", "list[float]", [0.5, 1.0]),
+    ],
+)  # fmt: skip
+def test_values_get_the_declared_type(text, kind, value):
+    parsed = parse_value(text, kind, "01.x")
+    assert parsed == value and type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("1.5", "int"),
+        ("nan", "float"),
+        ("inf", "float"),
+        ("maybe", "bool"),
+        ("a,2", "list[int]"),
+        ("[1, 2", "list[int]"),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused(text, kind):
+    with pytest.raises(InputError, match="01.x"):
+        parse_value(text, kind, "01.x")
+
+
+def test_settings_win_over_the_profile(tmp_path):
+    steps = {step.number: step for step in plan(tmp_path, tmp_path / "r", "demo", ["06.n_folds=7"])}
+    assert steps["06"].parameters["n_folds"] == 7
+    assert steps["06"].parameters["rounds"] == PROFILES["demo"]["06"]["rounds"]
+
+
+@pytest.fixture
+def background(chain):
+    """start(wait_for) -> the chain in a process of its own, once the file it was to wait for is there."""
+    started = []
+
+    def start(wait_for):
+        code = (
+            "import sys, pathlib, signal; from kit.pipeline import command, steps; "
+            "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a test run in the background has it ignored
+            f"steps.NOTEBOOKS = pathlib.Path({str(chain.folder)!r}); sys.exit(command.main(sys.argv[1:]))"
+        )
+        command = [sys.executable, "-c", code, "--data", str(chain.dir.parent / "data"), "--out", str(chain.dir)]
+        process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        deadline = time.time() + 60
+        while not (chain.dir / wait_for).exists() and time.time() < deadline:
+            time.sleep(0.05)
+        return process, psutil.Process(process.pid).children(recursive=True)
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+SLEEP = "import time\nrun.path('started').touch()\ntime.sleep(60)"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stopped_run_says_how_to_go_on(chain, background, number):
+    """A signal in the middle of a cell: no done-mark, no kernel left behind, no lock, and the same command goes on."""
+    _notebook(chain.folder, "01_first", SLEEP, "run.finish()")
+    process, kernels = background("started")
+    assert kernels and lock_holder(chain.dir).startswith(f"process {process.pid} on ")
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; finished steps are kept. Go on with: python -m kit.pipeline --data" in error
+    assert not psutil.wait_procs(kernels, timeout=5)[1]
+    assert lock_holder(chain.dir) is None
+    assert not (chain.dir / "done" / "01_first.json").exists()
+
+
+def test_a_kernel_ends_before_the_next_pipeline_begins(chain, background):
+    """The runner alone is killed; its kernel, which never looks up, must be gone once the lock is had again."""
+    writes = "import time\nwhile True:\n    run.path('started').write_text(str(time.time()))\n    time.sleep(0.01)"
+    _notebook(chain.folder, "01_first", writes, "run.finish()")
+    process, kernels = background("started")
+    process.kill()
+    process.wait()
+    assert lock_holder(chain.dir) is None
+    with lock(chain.dir, ""):
+        assert kernels and not any(is_alive(kernel.pid) for kernel in kernels)
+
+
+def test_a_report_older_than_a_mark_is_written_again(chain):
+    """As after a run that was cut off between its last step and the report."""
+    assert chain() == 0
+    report_path = chain.dir / "report.html"
+    report_path.write_text("old")
+    os.utime(report_path, (0, 0))
+    assert chain() == 0 and report_path.read_text() == "report"
+
+
+def test_damage_is_found_and_made_good(chain, capsys):
+    assert chain() == 0
+    for name in ("done/01_first.json", "number.json", "kept.npz"):
+        (chain.dir / name).write_text("{")
+    capsys.readouterr()
+    assert chain("--list") == 0 and chain("--accept", "01") == 2
+    assert "--accept 01: its record is damaged; run the step again" in capsys.readouterr().err
+    (chain.dir / "done" / "01_first.json").write_text("{")
+    assert chain() == 0
+    said = capsys.readouterr().out
+    assert "01_first   running: its done-mark done/01_first.json is damaged" in said
+    removed = next(line for line in said.splitlines() if line.startswith("damaged, set aside and made again: "))
+    assert all(name in removed for name in ("done/01_first.json", "number.json", "kept.npz"))
+    assert read_json(chain.dir / "number.json") == 1 and not (chain.dir / "kept.npz").exists()
