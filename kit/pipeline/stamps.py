@@ -8,82 +8,27 @@ from __future__ import annotations
 
 import ast
 import datetime
-import functools
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kit.base.files import digest, hash_file, matches, read_json, write_json
+from kit.base.code import hash_code, kit_imports, module_hashes
+from kit.base.files import hash_file, matches, read_json, write_json
 from kit.base.machine import package_versions
-from kit.base.paths import PROJECT_ROOT
 from kit.run.marks import RECORD_KEYS, done_path, left_out_path, pending_path, read_mark, read_record
-
-PACKAGE = PROJECT_ROOT / "kit"
 
 
 def code_hashes(notebook: Path) -> dict[str, str]:
-    """Hash of the notebook's code and of every kit module it imports, directly or not.
+    """Hash of the notebook's code and of every kit module it imports, directly or not (``kit.base.code``).
 
-    Comments, docstrings, layout and prose do not count; nor does the parameters cell, whose values are compared one by
-    one. A data file of the package that a module names (``taxonomy.csv``) counts as code of that module.
+    Prose does not count; nor does the parameters cell, whose values are compared one by one.
     """
     cells = [cell for cell in read_json(notebook)["cells"] if cell["cell_type"] == "code"]
     code = "\n".join("".join(cell["source"]) for cell in cells if "parameters" not in cell["metadata"].get("tags", []))
     tree = ast.parse(code)
-    hashes = {notebook.stem: _hash_tree(tree)}
-    waiting = _kit_imports(tree)
-    while waiting:
-        module = waiting.pop()
-        if module not in hashes:
-            hashes[module], imports = _module(_module_path(module))
-            waiting |= imports
-    return dict(sorted(hashes.items()))
-
-
-@functools.cache
-def _module(path: Path) -> tuple[str, frozenset[str]]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    data = [path.with_name(name) for name in sorted(names) if re.fullmatch(r"\w+\.(csv|json|j2)", name)]
-    content = [file.read_text(encoding="utf-8") for file in data if file.is_file()]
-    return digest([_hash_tree(tree), *content]), frozenset(_kit_imports(tree))
-
-
-def _kit_imports(tree: ast.AST) -> set[str]:
-    """Dotted names of the kit modules that the code imports, e.g. ``kit.run.folds``; folders are none."""
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "kit":
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.startswith("kit.")}
-    return {name for name in found if _module_path(name).is_file()}
-
-
-def _module_path(module: str) -> Path:
-    return PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
-
-
-def _hash_tree(tree: ast.AST) -> str:
-    """Hash of the code without comments, docstrings and layout."""
-    return digest(ast.dump(_DropDocstrings().visit(tree)))
-
-
-class _DropDocstrings(ast.NodeTransformer):
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        super().generic_visit(node)
-        body = getattr(node, "body", None)
-        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and body:
-            first = body[0]
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = body[1:] or [ast.Pass()]
-        return node
+    imports = kit_imports(tree)
+    return {notebook.stem: hash_code(tree), **module_hashes(imports)}
 
 
 def current_stamp(notebook: Path, parameters: dict[str, Any]) -> dict:
