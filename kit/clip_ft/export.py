@@ -100,10 +100,13 @@ def export_posts(
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
 
-def compact_block(export: Export, train_rows: np.ndarray, n_components: int = 32, cosine: bool = True) -> Block:
+def compact_block(
+    export: Export, train_rows: np.ndarray, n_components: int = 32, cosine: bool = True, external: str = ""
+) -> Block:
     """Block ``clip_ft``: the scores, and x~ and the text features reduced by PCA fitted on training rows.
 
     Without ``cosine`` the image-text cosine stays out, as it should for towers trained on the training rows themselves.
+    ``external`` is that of the towers.
     """
     image = reduce_pca(export.image, train_rows, n_components)
     text = reduce_pca(export.text, train_rows, n_components)
@@ -111,14 +114,14 @@ def compact_block(export: Export, train_rows: np.ndarray, n_components: int = 32
     columns = [*(SCORES[i] for i in kept), *(f"image_pc_{i:02d}" for i in range(image.shape[1]))]
     columns += [f"text_pc_{i:02d}" for i in range(text.shape[1])]
     source = "CLIP_FT, compact Eq. 11: own-class similarities, ranks, entropies; PCA of x~ and of the text feature"
-    return Block("clip_ft", np.hstack([export.scores[:, kept], image, text]), columns, source=source)
+    return Block("clip_ft", np.hstack([export.scores[:, kept], image, text]), columns, source=source, external=external)
 
 
-def full_block(export: Export) -> Block:
+def full_block(export: Export, external: str = "") -> Block:
     """Block ``clip_ft_full``: every feature of Eq. 11 but the user features s, side by side."""
     dim = export.full.shape[1] // len(PARTS)
     columns = [f"{part}_{i}" for part in PARTS for i in range(dim)]
-    return Block("clip_ft_full", export.full, columns, source="CLIP_FT, Eq. 11 without s")
+    return Block("clip_ft_full", export.full, columns, source="CLIP_FT, Eq. 11 without s", external=external)
 
 
 def losses_table(export: Export, posts: pd.DataFrame) -> pd.DataFrame:

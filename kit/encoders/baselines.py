@@ -82,7 +82,7 @@ def baseline_block(
     text_emb = encode_texts(texts, encoder, shard_dir / f"{baseline.text}_texts", **options)
     return clip_block(
         images.values, text_emb, images.ok, train_rows, components, cosine=baseline.joint, name=name,
-        source=credit(name, models),
+        source=credit(name, models), external=credit(name, models).replace("frozen", "pre-trained", 1),
     )  # fmt: skip
 
 

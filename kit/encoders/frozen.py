@@ -10,7 +10,7 @@ from kit.run.block import Block
 
 def clip_block(
     image_emb: np.ndarray, text_emb: np.ndarray, image_ok: np.ndarray, train_rows: np.ndarray, components: int,
-    cosine: bool = True, name: str = "clip", source: str = "frozen CLIP",
+    cosine: bool = True, name: str = "clip", source: str = "frozen CLIP", external: str = "",
 ) -> Block:  # fmt: skip
     """Block ``clip``, or that of another encoder: principal components of both embeddings, and their cosine.
 
@@ -23,6 +23,7 @@ def clip_block(
             texts together, so their cosines are larger than those of test posts (KS distance 0.3 to 0.4 on the demo).
         name: of the block; its columns begin with it.
         source: whose embeddings these are.
+        external: the pre-trained models they come from; "" for a model trained on the run's own posts.
     """
     parts = {}
     for kind, values in (("image", image_emb), ("text", text_emb)):
@@ -34,7 +35,8 @@ def clip_block(
         parts["cosine"] = image_text_cosine(image_emb, text_emb, image_ok)
         columns.append(f"{name}_cosine")
     values = np.column_stack(list(parts.values())).astype(np.float32)
-    return Block(name, values, columns, [], f"{source}: both embeddings" + (" and their cosine" if cosine else ""))
+    source += ": both embeddings" + (" and their cosine" if cosine else "")
+    return Block(name, values, columns, [], source, external)
 
 
 def image_text_cosine(image_emb: np.ndarray, text_emb: np.ndarray, image_ok: np.ndarray) -> np.ndarray:

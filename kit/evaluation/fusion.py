@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.linear_model import Ridge
 
 STEPS = (0.2, 0.05, 0.01)  # weight moved between two models, coarse to fine
+ROUNDING = 1e-9  # what is left of a weight that was moved away in steps
 DRAWS = 60  # models drawn, with replacement, by ensemble selection
 RIDGE = 0.01  # penalty of stacking per post, against models that say nearly the same
 
@@ -90,7 +91,7 @@ def convex(matrix: np.ndarray, target: np.ndarray) -> Linear:
                     weights[giver], weights[taker] = weights[giver] - moved, weights[taker] + moved
                     mixed, best, improved = trial, error, True
                     break
-    return Linear(weights)
+    return Linear(np.where(weights > ROUNDING, weights, 0.0))
 
 
 def selection(matrix: np.ndarray, target: np.ndarray) -> Linear:

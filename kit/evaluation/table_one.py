@@ -24,7 +24,6 @@ from kit.run.matrix import join_blocks
 
 TAUGHT = "taught"
 PAPER_ROWS = "paper"  # stands for the twelve feature sets of the paper's table
-COMPANIONS = {"statistic": ("external",)}  # blocks that belong to another one where the run has them
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,8 @@ def parse_sets(names: Iterable[str]) -> list[FeatureSet]:
 
 
 def set_block(run: Run, one: FeatureSet) -> Block:
-    """The blocks of a feature set side by side, companions included (see COMPANIONS)."""
-    names = [b for block in one.blocks for b in (block, *filter(run.has_block, COMPANIONS.get(block, ())))]
-    return join_blocks([run.read_block(name) for name in dict.fromkeys(names)], one.name)
+    """The blocks of a feature set side by side."""
+    return join_blocks([run.read_block(name) for name in one.blocks], one.name)
 
 
 def not_run(run: Run, sets: Iterable[FeatureSet]) -> dict[str, str]:
@@ -92,6 +90,18 @@ def not_run(run: Run, sets: Iterable[FeatureSet]) -> dict[str, str]:
     if len(notes) == len(sets):
         raise InputError("none of the feature sets can be run. " + ". ".join(f"{k}: {v}" for k, v in notes.items()))
     return notes
+
+
+def external_sources(run: Run, weights: Mapping[str, float]) -> list[str]:
+    """What from outside the release stands behind the models that a fusion gives weight, each source once.
+
+    Args:
+        run: holds the blocks that the models learnt from.
+        weights: "feature set/model" -> weight, as in `Blend.weights`.
+    """
+    sets = {name.rsplit("/", 1)[0] for name, weight in weights.items() if weight > 0}
+    blocks = sorted({block for one in (parse_sets(sets) if sets else ()) for block in one.blocks})
+    return [*dict.fromkeys(filter(None, (run.read_block(block).external for block in blocks)))]
 
 
 def table_one(

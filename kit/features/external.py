@@ -9,6 +9,8 @@ from kit.features.families import varying
 from kit.release.smpd import EXTERNAL
 from kit.run.block import Block
 
+CRAWLED = "user statistics crawled from public profiles (user_additional.csv)"
+
 
 def external_block(posts: pd.DataFrame) -> Block | None:
     """Block "external": collected author statistics, their logarithms and ratios; None without user_additional columns.
@@ -28,7 +30,7 @@ def external_block(posts: pd.DataFrame) -> Block | None:
     frame["external_found"] = raw.notna().any(axis=1)
     frame = varying(frame.astype(np.float32))
     return (
-        Block("external", frame.to_numpy(np.float32), list(frame), [], "user_additional.csv")
+        Block("external", frame.to_numpy(np.float32), list(frame), [], "user_additional.csv", CRAWLED)
         if len(frame.columns)
         else None
     )

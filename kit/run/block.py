@@ -19,6 +19,7 @@ class Block:
         columns: d unique column names.
         categorical: the columns that hold integer codes (-1 for missing) and no quantity.
         source: where the numbers come from, for the report.
+        external: what from outside the release they rest on, in words (pre-trained weights, crawled data); "" for nothing.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Block:
     columns: list[str]
     categorical: list[str] = field(default_factory=list)
     source: str = ""
+    external: str = ""
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.values.shape[1] != len(self.columns):

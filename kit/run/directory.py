@@ -97,8 +97,8 @@ class Run:
             np.save(temporary, block.values)
         meta = {
             "name": block.name, "columns": list(block.columns), "categorical": list(block.categorical),
-            "source": block.source, "dtype": str(block.values.dtype), "shape": list(block.values.shape),
-            "ids": ids_hash[1], "hash": hash_file(values_path),
+            "source": block.source, "external": block.external, "dtype": str(block.values.dtype),
+            "shape": list(block.values.shape), "ids": ids_hash[1], "hash": hash_file(values_path),
         }  # fmt: skip
         write_json(self.output(f"blocks/{block.name}/meta.json"), meta)
 
@@ -119,7 +119,7 @@ class Run:
                 "run the step that writes it again"
             )
         values = np.load(folder / "values.npy", mmap_mode="r")
-        return Block(name, values, meta["columns"], meta["categorical"], meta["source"])
+        return Block(name, values, meta["columns"], meta["categorical"], meta["source"], meta.get("external", ""))
 
     def drop_block(self, name: str, reason: str = "") -> None:
         """Remove a block that this step does not make, so that no later step reads a left-over; and note why."""

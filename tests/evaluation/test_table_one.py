@@ -114,8 +114,30 @@ def test_rows_without_their_block_say_what_is_needed(release, tmp_path):
         InputError, match="none of the feature sets can be run. statistic\\+clip: not run: clip: no step"
     ):
         table_one.not_run(run, SETS[1:2])
-    block = table_one.set_block(run, SETS[0])
-    assert block.columns == ["statistic_a", "statistic:b", "external_a", "external:b"]
+    block = table_one.set_block(run, table_one.parse_sets(["external+statistic"])[0])
+    assert block.columns == ["external_a", "external:b", "statistic_a", "statistic:b"]
+    assert table_one.set_block(run, SETS[0]).columns == ["statistic_a", "b"]  # a set is what its name says
+
+
+def test_what_stands_behind_weights_above_zero_is_declared(release, tmp_path):
+    from kit.release.smpd import read_release
+
+    run = Run.open(tmp_path, step="04_features")
+    run.write_posts(read_release(release.write()))
+    outside = {"statistic": "", "clip": "pre-trained CLIP X", "clip_ft": "pre-trained CLIP X", "external": "crawled"}
+    for name, source in outside.items():
+        run.write_block(Block(name, np.ones((52, 1), np.float32), [name], external=source))
+    weights = {"statistic/lightgbm": 1.0, "statistic+clip+taught/catboost": 0.0, "external+statistic/lightgbm": 0.0}
+    assert table_one.external_sources(run, weights) == []
+    assert table_one.external_sources(run, {**weights, "statistic+clip+taught/catboost": 0.01}) == [
+        "pre-trained CLIP X"
+    ]
+    every = {**weights, "clip+clip_ft/lightgbm": 0.5, "external+statistic/lightgbm": 0.1}
+    assert table_one.external_sources(run, every) == ["pre-trained CLIP X", "crawled"]
+    assert table_one.external_sources(run, {"clip/lightgbm": 0.0}) == []
+    meta = run.dir / "blocks" / "clip" / "meta.json"  # of a run made before blocks carried the mark
+    meta.write_text(meta.read_text().replace('"external"', '"else"'))
+    assert run.read_block("clip").external == ""
 
 
 def test_the_paper_stands_beside_and_text_keeps_gaps():

@@ -173,6 +173,7 @@ def test_external_block_only_with_its_columns():
     block = external_block(posts)
     at = {name: block.values[:, i] for i, name in enumerate(block.columns)}
     assert np.isnan(at["log_totalViews"][[5, 6]]).all() and at["external_found"].sum() == len(POSTS) - 2
+    assert "crawled" in block.external
     assert at["log_followerCount"][0] == pytest.approx(np.log1p(numbers["followerCount"][0]))
     ratio = numbers["totalFaves"][0] / (numbers["totalViews"][0] + 1)
     assert at["faves_per_view"][0] == pytest.approx(np.log1p(ratio), rel=1e-5)

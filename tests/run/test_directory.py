@@ -32,10 +32,15 @@ def test_posts_come_back_as_they_went(run, release):
 
 def test_blocks_carry_their_rows(run):
     values = np.arange(104, dtype=np.float16).reshape(52, 2)
-    run.write_block(Block("b", values, ["x", "y"], ["y"], "a test"))
+    run.write_block(Block("b", values, ["x", "y"], ["y"], "a test", "weights of others"))
     block = Run.open(run.dir).read_block("b")
     np.testing.assert_array_equal(block.values, values)
-    assert (block.columns, block.categorical, block.source) == (["x", "y"], ["y"], "a test")
+    assert (block.columns, block.categorical, block.source, block.external) == (
+        ["x", "y"],
+        ["y"],
+        "a test",
+        "weights of others",
+    )
     assert isinstance(block.values, np.memmap) and not block.values.flags.writeable
     with pytest.raises(ValueError, match="3 rows, the posts table 52"):
         run.write_block(Block("c", values[:3], ["x", "y"]))
