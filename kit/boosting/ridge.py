@@ -6,6 +6,7 @@ along a trend. Taught inside each fold, its prediction is the strongest single c
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, lsmr
-from sklearn.feature_extraction.text import TfidfTransformer
 
-from kit.features.words import long_tags, tag_matrix, title_terms
+from kit.features.words import LONGEST_RUN, long_tags, tag_matrix, tfidf, title_terms
 from kit.run.block import Block
 from kit.run.folds import make_folds
 from kit.run.matrix import Scratch, pieces
@@ -23,9 +23,12 @@ from kit.run.matrix import Scratch, pieces
 # Scale of each part of the design: one penalty for all, so a smaller scale is a stronger penalty.
 COLUMN_SCALE, CODE_SCALE, TEXT_SCALE = 0.1, 0.5, 0.5
 ALPHAS = (0.5, 1.0, 2.0, 5.0, 20.0)  # penalties tried
+VIEWS = {"words": ("word",), "characters": ("char",), "both": ("word", "char")}  # of the titles
 N_PARTS = 5  # author-disjoint parts of a training side
 CLIP = 4.0  # standard deviations beyond which a column says no more
+JUDGED_ON = 20_000  # posts up to which all parts, not the first alone, decide on view and penalty
 MAX_STEPS = 100  # of the solver; the penalty makes it converge long before
+NOT_CONVERGED = 7  # lsmr's word for it
 INTERCEPT = 10.0  # value of the constant column: large, so that the penalty hardly touches it
 
 
@@ -36,54 +39,77 @@ class Design:
         block: features of all posts; numbers are standardised over all posts, missing ones become the mean.
         posts: the posts table; `Title` and `Alltags` are read.
         folder: where the standardised numbers are kept, in a file that goes with this object.
+
+    Attributes:
+        views: names from VIEWS that these titles have; each is a design of its own.
     """
 
     def __init__(self, block: Block, posts: pd.DataFrame, folder: Path | None = None):
         coded = np.isin(block.columns, block.categorical)
         self._dense, codes = _standardised(block.values, coded, folder)
         tags = tag_matrix(long_tags(posts["Alltags"]), len(posts))
-        parts = [_one_hot(column) * CODE_SCALE for column in codes.T]
-        parts += [
-            TfidfTransformer().fit_transform(part) * TEXT_SCALE
-            for part in (tags, title_terms(posts["Title"]))
-            if part.nnz
-        ]
+        parts = [_one_hot(column) * CODE_SCALE for column in codes.T] + [tfidf(tags) * TEXT_SCALE]
         parts.append(np.full((len(posts), 1), INTERCEPT, dtype=np.float32))
-        self._sparse = sparse.hstack([sparse.csr_matrix(part) for part in parts]).tocsr().astype(np.float32)
-        self._transposed = self._sparse.T.tocsr()
-        self.shape = len(posts), self._dense.shape[1] + self._sparse.shape[1]
+        self._sparse = {"": _Sparse(parts)}
+        for unit, longest in {"word": 1, "char": LONGEST_RUN}.items():
+            terms = title_terms(posts["Title"], longest, unit)
+            if terms.nnz:
+                self._sparse[unit] = _Sparse([tfidf(terms) * TEXT_SCALE])
+        self.views = [view for view, units in VIEWS.items() if set(units) <= set(self._sparse)] or ["words"]
 
-    def fit(self, target: np.ndarray, weight: np.ndarray, alpha: float) -> tuple[np.ndarray, float]:
-        """Coefficients (d,) and mean that minimise sum(weight * error^2) + alpha * |coefficients|^2.
+    def fit(self, target: np.ndarray, weight: np.ndarray, alpha: float, view: str) -> tuple[np.ndarray, float, str]:
+        """Coefficients (d,), mean and view that minimise sum(weight * error^2) + alpha * |coefficients|^2.
 
         Args:
             target: (n_posts,) label; rows of weight 0 are not read.
             weight: (n_posts,) >= 0.
             alpha: penalty.
+            view: one of `views`.
         """
         root = np.sqrt(weight)
         mean = float(np.average(np.where(weight > 0, target, 0), weights=weight))
         centred = np.where(weight > 0, target - mean, 0)
         operator = LinearOperator(
-            self.shape,
+            (len(self._dense), self.width(view)),
             dtype=np.float64,
-            matvec=lambda v: root * self._times(v.ravel()),
-            rmatvec=lambda u: self._transposed_times(root * u.ravel()),
+            matvec=lambda v: root * self._times(v.ravel(), view),
+            rmatvec=lambda u: self._transposed_times(root * u.ravel(), view),
         )
         found = lsmr(operator, root * centred, damp=np.sqrt(alpha), maxiter=MAX_STEPS, atol=1e-4, btol=1e-4)
-        return found[0], mean
+        if found[1] == NOT_CONVERGED:
+            warnings.warn(f"the ridge had not converged after {MAX_STEPS} steps (penalty {alpha})", stacklevel=2)
+        return found[0], mean, view
 
-    def predict(self, coefficients: np.ndarray, mean: float) -> np.ndarray:
-        """(n_posts,) float64 predictions for every post."""
-        return self._times(coefficients) + mean
+    def predict(self, coefficients: np.ndarray, mean: float, view: str) -> np.ndarray:
+        """(n_posts,) float64 predictions for every post, from what `fit` returns."""
+        return self._times(coefficients, view) + mean
 
-    def _times(self, v: np.ndarray) -> np.ndarray:
-        v, d = v.astype(np.float32), self._dense.shape[1]
-        return (self._dense @ v[:d] + self._sparse @ v[d:]).astype(np.float64)
+    def width(self, view: str) -> int:
+        """Columns of the design."""
+        return self._dense.shape[1] + sum(part.width for part in self._parts(view))
 
-    def _transposed_times(self, u: np.ndarray) -> np.ndarray:
+    def _parts(self, view: str) -> list[_Sparse]:
+        return [part for unit, part in self._sparse.items() if unit in ("", *VIEWS[view])]
+
+    def _times(self, v: np.ndarray, view: str) -> np.ndarray:
+        v, end = v.astype(np.float32), self._dense.shape[1]
+        out = self._dense @ v[:end]
+        for part in self._parts(view):
+            start, end = end, end + part.width
+            out += part.matrix @ v[start:end]
+        return out.astype(np.float64)
+
+    def _transposed_times(self, u: np.ndarray, view: str) -> np.ndarray:
         u = u.astype(np.float32)
-        return np.r_[u @ self._dense, self._transposed @ u].astype(np.float64)
+        return np.concatenate([u @ self._dense, *(part.transposed @ u for part in self._parts(view))], dtype=np.float64)
+
+
+class _Sparse:
+    """Sparse columns, ready to be multiplied from both sides."""
+
+    def __init__(self, parts: list):
+        self.matrix = sparse.hstack([sparse.csr_matrix(part) for part in parts]).tocsr().astype(np.float32)
+        self.transposed, self.width = self.matrix.T.tocsr(), self.matrix.shape[1]
 
 
 class RidgeStack:
@@ -101,7 +127,7 @@ class RidgeStack:
         """(n_posts,) float32 predictions in the units of the label, taught by the labels of train_idx alone.
 
         Posts of train_idx are predicted by models fitted on other authors of train_idx, all others by one fitted on all
-        of it. The penalty is the one with the least squared error on the first part of the authors.
+        of it. View of the titles and penalty are those with the least squared error on held-out authors of train_idx.
 
         Args:
             target: (n_posts,) label; only rows of train_idx are read.
@@ -110,22 +136,34 @@ class RidgeStack:
         """
         side = np.zeros(len(target), dtype=bool)
         side[train_idx] = True
+        weight = np.where(side, weight, 0)
         split = self._posts.assign(split=np.where(side, "train", "test"))
         n_parts = min(N_PARTS, split["Uid"][side].nunique())
         parts = make_folds(split, n_parts, "user", self._seed)
-        alpha = self._best_alpha(target, np.where(side & (parts != 0), weight, 0), np.flatnonzero(parts == 0))
-        out = self._predicted(target, np.where(side, weight, 0), alpha)
-        for k in range(n_parts):
-            held = parts == k
-            out[held] = self._predicted(target, np.where(side & ~held, weight, 0), alpha)[held]
+        held_out = [parts == k for k in range(n_parts)]
+        chosen = self.choose(target, weight, held_out[: n_parts if len(train_idx) <= JUDGED_ON else 1])
+        out = self._predicted(target, weight, *chosen)
+        for held in held_out:
+            out[held] = self._predicted(target, np.where(held, 0, weight), *chosen)[held]
         return out.astype(np.float32)
 
-    def _best_alpha(self, target: np.ndarray, weight: np.ndarray, held: np.ndarray) -> float:
-        errors = {a: np.square(self._predicted(target, weight, a)[held] - target[held]).mean() for a in ALPHAS}
-        return min(errors, key=errors.get)
+    def choose(self, target: np.ndarray, weight: np.ndarray, held_out: list[np.ndarray]) -> tuple[float, str]:
+        """Penalty of the first view and, under it, the view with the least squared error on the posts held out.
 
-    def _predicted(self, target: np.ndarray, weight: np.ndarray, alpha: float) -> np.ndarray:
-        return self._design.predict(*self._design.fit(target, weight, alpha))
+        Args:
+            target, weight: as for `Design.fit`.
+            held_out: (n_posts,) bool each; every part is predicted by a model fitted without it.
+        """
+
+        def error(alpha: float, view: str) -> float:
+            found = ((held, self._predicted(target, np.where(held, 0, weight), alpha, view)) for held in held_out)
+            return sum(np.square(predicted[held] - target[held]).sum() for held, predicted in found)
+
+        alpha = min(ALPHAS, key=lambda alpha: error(alpha, self._design.views[0]))
+        return alpha, min(self._design.views, key=lambda view: error(alpha, view))
+
+    def _predicted(self, target: np.ndarray, weight: np.ndarray, alpha: float, view: str) -> np.ndarray:
+        return self._design.predict(*self._design.fit(target, weight, alpha, view))
 
 
 def _standardised(values: np.ndarray, coded: np.ndarray, folder: Path | None) -> tuple[np.ndarray, np.ndarray]:

@@ -168,14 +168,14 @@ def tag_sequence(context: AuthorContext) -> pd.DataFrame:
 
 
 def tag_frequency(context: AuthorContext) -> pd.DataFrame:
-    """How common the post's tags are, in all and in its week and month; see `text_features.tag_trend`."""
+    """How common the post's tags are, in all and in its week and month; see `words.tag_trend`."""
     long, periods = context.long_tags, context.periods
     trends = [words.tag_trend(long, periods[name].to_numpy(), name) for name in ("week", "month")]
     return words.tag_frequency(long, context.posts["Uid"]).join(trends)
 
 
 def tag_history(context: AuthorContext) -> pd.DataFrame:
-    """How known the post's tags were when it appeared; see `text_features.tag_history`."""
+    """How known the post's tags were when it appeared; see `words.tag_history`."""
     return words.tag_history(context.long_tags, context.posts["Postdate"].dt.as_unit("s"))
 
 

@@ -18,6 +18,7 @@ from kit.features import words
 from kit.features.families import SECONDS_PER_DAY, Context, block_of, numbered
 from kit.run.block import Block
 
+EMOJI = "[\u2600-\u27bf\U0001f300-\U0001faff]"
 CODED = ("Category", "Subcategory", "Concept", "timezone_id", "Mediatype", "Mediastatus")
 
 
@@ -126,19 +127,21 @@ def geo(context: Context) -> pd.DataFrame:
 
 
 def text_shape(context: Context) -> pd.DataFrame:
-    """Lengths and make-up of title and tags: words, characters, digits, capitals, punctuation, links.
+    """Lengths and make-up of title and tags: words, characters, digits, capitals, punctuation, links, scripts, emoji.
 
     Source: USTC `Wordchar` (SRC 0.41 alone on its split), HyFea, cactus8603.
     """
     frame = pd.DataFrame(index=context.posts.index)
     for column in ("Title", "Alltags"):
-        words = context.posts[column]
-        chars, n_words = words.str.len(), words.str.count(r"\S+")
+        text = context.posts[column]
+        chars, n_words = text.str.len(), text.str.count(r"\S+")
         frame[f"{column}_chars"], frame[f"{column}_words"] = chars, n_words
         frame[f"{column}_word_chars"] = (chars - n_words + 1).clip(lower=0) / n_words.clip(lower=1)
         kinds = {"digits": r"\d", "capitals": r"[A-Z]", "marks": r"[^\w\s]", "not_ascii": r"[^\x00-\x7f]|\?\?"}
+        kinds |= {"emoji": EMOJI, "questions": "[?\uff1f]"}
+        kinds |= {script: f"[{letters}]" for script, letters in words.SCRIPTS.items()}
         for kind, pattern in kinds.items():
-            frame[f"{column}_{kind}"] = words.str.count(pattern) / chars.clip(lower=1)
+            frame[f"{column}_{kind}"] = text.str.count(pattern) / chars.clip(lower=1)
     frame["Title_links"] = context.posts["Title"].str.count("href|http")
     return frame
 
@@ -174,17 +177,23 @@ def top_tags(context: Context) -> pd.DataFrame:
 
 
 def title_svd(context: Context) -> pd.DataFrame:
-    """TF-IDF of title words, reduced; see `text_features.tfidf_svd`."""
-    return numbered("title_svd", words.tfidf_svd(context.posts["Title"], context.svd_dim, context.seed))
+    """TF-IDF of title words, reduced; in scripts without spaces of runs of characters, in mixed titles of both."""
+    titles, dim, seed = context.posts["Title"], context.svd_dim, context.seed
+    unspaced, frames = words.unspaced_share(titles), []
+    if unspaced <= words.MIXED[1]:
+        frames.append(numbered("title_svd", words.tfidf_svd(titles, dim, seed)))
+    if unspaced >= words.MIXED[0]:
+        frames.append(numbered("title_char_svd", words.tfidf_svd(titles, dim, seed, "char")))
+    return pd.concat(frames, axis=1)
 
 
 def tags_svd(context: Context) -> pd.DataFrame:
-    """TF-IDF of tags, reduced; see `text_features.tag_svd`."""
+    """TF-IDF of tags, reduced; see `words.tag_svd`."""
     return numbered("tags_svd", words.tag_svd(context.tag_matrix, context.svd_dim, context.seed))
 
 
 def tag_neighbours(context: Context) -> pd.DataFrame:
-    """Mean vector of the post's tags, which holds their company; see `text_features.tag_neighbours`."""
+    """Mean vector of the post's tags, which holds their company; see `words.tag_neighbours`."""
     return numbered("tag_neighbours", words.tag_neighbours(context.tag_matrix, context.svd_dim, context.seed))
 
 

@@ -13,7 +13,20 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.preprocessing import normalize
 
-MAX_TERMS = 200_000  # vocabulary limit of one TF-IDF
+MAX_TERMS = {"word": 200_000, "char": 100_000}  # vocabulary limit of one TF-IDF
+LONGEST_RUN = 3  # characters in a term, at most
+SCRIPTS = {  # ranges of letters, for regular expressions
+    "latin": "A-Za-z\u00c0-\u024f",
+    "cyrillic": "\u0400-\u052f",
+    "arabic": "\u0600-\u06ff",
+    "indic": "\u0900-\u0dff",
+    "thai": "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff",  # with Lao, Burmese and Khmer
+    "kana": "\u3040-\u30ff",
+    "han": "\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0002ebef",
+    "hangul": "\u1100-\u11ff\uac00-\ud7af",
+}
+UNSPACED = "".join(SCRIPTS[name] for name in ("thai", "kana", "han"))  # scripts that put no space between words
+MIXED = 0.1, 0.9  # share of unspaced letters from which characters, and up to which words, say something
 SVD_ITERATIONS = 4  # of the randomised range finder; more changes the leading components no longer
 
 
@@ -47,35 +60,53 @@ def tag_matrix(long: pd.DataFrame, n_posts: int, min_posts: int = 2) -> sparse.c
     return sparse.csr_matrix((ones, (kept["row"], kept["tag"])), shape=(n_posts, n_tags))
 
 
-def title_terms(texts: pd.Series, longest: int = 1) -> sparse.csr_matrix:
-    """(n, n_terms) float32 of 0/1: which text has which term, for terms of at least two distinct texts.
+def title_terms(texts: pd.Series, longest: int = 1, unit: str = "word") -> sparse.csr_matrix:
+    """(n, n_terms) float32: which text has which word (0/1), or how often which run of characters.
 
     Args:
-        texts: (n,) text, None or "" for none.
-        longest: words in a term, at most.
+        texts: (n,) text, None or "" for none; compared in lower case.
+        longest: units in a term, at most.
+        unit: "word": terms of at least two distinct texts. "char": terms of at least three; for scripts without spaces,
+            where a whole title counts as one word.
     """
     code, distinct = pd.factorize(texts.astype("object").where(texts.notna(), ""))
+    least = {"word": 2, "char": 3}[unit]
     counter = CountVectorizer(
-        ngram_range=(1, longest), min_df=min(2, len(distinct)), max_features=MAX_TERMS, binary=True
+        analyzer=unit,
+        ngram_range=(1, longest),
+        min_df=min(least, len(distinct)),
+        max_features=MAX_TERMS[unit],
+        binary=unit == "word",
+        dtype=np.float32,
     )
     try:
-        return counter.fit_transform(distinct).astype(np.float32)[code]
+        return counter.fit_transform(distinct)[code]
     except ValueError:  # sklearn's way to say that no term is common enough
         return sparse.csr_matrix((len(texts), 0), dtype=np.float32)
 
 
-def tfidf_svd(texts: pd.Series, dim: int, seed: int) -> np.ndarray:
-    """(n, dim) float32: truncated SVD of the TF-IDF of words and pairs of words.
+def tfidf(terms: sparse.csr_matrix) -> sparse.csr_matrix:
+    """TF-IDF with 1 + log(count) for a count; a matrix without entries as it is."""
+    return TfidfTransformer(sublinear_tf=True).fit_transform(terms) if terms.nnz else terms
+
+
+def unspaced_share(texts: pd.Series) -> float:
+    """Share of the letters that belong to scripts without spaces between words; 0 without letters."""
+    n_unspaced = texts.fillna("").str.count(f"[{UNSPACED}]").sum()
+    return n_unspaced / max(1, texts.fillna("").str.count(f"[{''.join(SCRIPTS.values())}]").sum())
+
+
+def tfidf_svd(texts: pd.Series, dim: int, seed: int, unit: str = "word") -> np.ndarray:
+    """(n, dim) float32: truncated SVD of the TF-IDF of words and pairs of words, or of runs of characters.
 
     Source: HyFea's `get_data_feature.py` (TF-IDF of 1- and 2-grams, SVD 20, fitted on train and test together).
     """
-    terms = title_terms(texts, longest=2)
-    return truncated_svd(TfidfTransformer().fit_transform(terms) if terms.nnz else terms, dim, seed)
+    return truncated_svd(tfidf(title_terms(texts, {"word": 2, "char": LONGEST_RUN}[unit], unit)), dim, seed)
 
 
 def tag_svd(tags: sparse.csr_matrix, dim: int, seed: int) -> np.ndarray:
     """(n_posts, dim) float32: truncated SVD of the TF-IDF of tags. Source: HyFea, as `tfidf_svd`."""
-    return truncated_svd(TfidfTransformer().fit_transform(tags) if tags.nnz else tags, dim, seed)
+    return truncated_svd(tfidf(tags), dim, seed)
 
 
 def tag_neighbours(tags: sparse.csr_matrix, dim: int, seed: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Columns taught by labels: against a slow re-writing, and never by a label they must not see."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from kit.boosting import ridge
@@ -103,21 +104,57 @@ def test_authors_are_hidden_until_train_is_as_ignorant_as_test():
     assert not LabelHistory(posts[~is_test]).hide_authors(train_idx).any()  # nobody to be like
 
 
-def test_ridge_equals_the_normal_equations():
+@pytest.mark.parametrize("view", ridge.VIEWS)
+def test_ridge_equals_the_normal_equations(view):
     design = Design(BLOCK, POSTS)
+    width = design.width(view)
     weight = np.where(np.isin(np.arange(len(POSTS)), TRAIN), np.random.default_rng(0).random(len(POSTS)) + 0.5, 0)
-    x = np.column_stack([design._times(unit) for unit in np.eye(design.shape[1])])
-    coefficients, mean = design.fit(TARGET, weight, alpha=3.0)
-    assert mean == pytest.approx(np.average(TARGET[TRAIN], weights=weight[TRAIN]))
+    x = np.column_stack([design._times(unit, view) for unit in np.eye(width)])
+    fitted = design.fit(TARGET, weight, 3.0, view)
+    assert fitted[1] == pytest.approx(np.average(TARGET[TRAIN], weights=weight[TRAIN]))
     gram = (x * weight[:, None]).T @ x + 3.0 * np.eye(x.shape[1])
-    exact = np.linalg.solve(gram, (x * weight[:, None]).T @ np.where(weight > 0, TARGET - mean, 0))
-    assert design.predict(coefficients, mean) == pytest.approx(x @ exact + mean, abs=0.02)
-    u, v = np.random.default_rng(1).normal(size=len(POSTS)), np.random.default_rng(2).normal(size=design.shape[1])
-    assert u @ design._times(v) == pytest.approx(v @ design._transposed_times(u), rel=1e-4)
+    exact = np.linalg.solve(gram, (x * weight[:, None]).T @ np.where(weight > 0, TARGET - fitted[1], 0))
+    assert design.predict(*fitted) == pytest.approx(x @ exact + fitted[1], abs=0.02)
+    u, v = np.random.default_rng(1).normal(size=len(POSTS)), np.random.default_rng(2).normal(size=width)
+    assert u @ design._times(v, view) == pytest.approx(v @ design._transposed_times(u, view), rel=1e-4)
+
+
+def titled(kind: str) -> tuple[pd.DataFrame, np.ndarray]:
+    """Posts whose label a word of the title decides: one of many whose runs of letters are alike, or one without spaces."""
+    rng, n = np.random.default_rng(0), 400
+    if kind == "words":
+        known = ["".join(rng.choice(list("ab"), 16)) for _ in range(40)]
+        worth = rng.normal(0, 2, size=len(known))
+        drawn = rng.integers(len(known), size=(n, 2))
+        titles, gain = [" ".join(known[i] for i in row) for row in drawn], worth[drawn].sum(axis=1)
+    else:
+        filler = np.array(list("天地玄黃宇宙洪荒日月盈昃辰宿列張"))
+        gain = 4.0 * rng.integers(2, size=n)
+        titles = ["".join([*rng.choice(filler, 6), "猫" if g else "犬", *rng.choice(filler, 5)]) for g in gain]
+    posts = tiny_posts(n, 0).assign(Title=titles, Alltags="", label=gain + rng.normal(0, 0.2, size=n))
+    return posts, posts["label"].to_numpy()
+
+
+@pytest.mark.parametrize("expected", ["words", "characters"])
+def test_the_view_of_the_titles_is_the_one_that_foretells_other_authors_labels(expected):
+    posts, target = titled(expected)
+    stack = RidgeStack(tiny_block(posts), posts)
+    taught = np.arange(len(posts)) < 300
+    held_out = [taught & (pd.factorize(posts["Uid"])[0] % 3 == k) for k in range(3)]
+    assert stack.choose(target, taught.astype(float), held_out)[1] == expected
+    column = stack.column(target, np.flatnonzero(taught), np.ones(len(posts)))
+    assert np.corrcoef(column[~taught], target[~taught])[0, 1] > 0.8
+
+
+def test_a_ridge_that_has_not_converged_says_so(monkeypatch):
+    monkeypatch.setattr(ridge, "MAX_STEPS", 2)
+    with pytest.warns(UserWarning, match="not converged after 2 steps"):
+        Design(BLOCK, POSTS).fit(TARGET, np.ones(len(POSTS)) * np.isfinite(TARGET), 0.5, "words")
 
 
 def test_a_post_is_never_predicted_by_its_author(monkeypatch):
-    monkeypatch.setattr(ridge, "ALPHAS", (2.0,))  # the choice of the penalty may depend on everything
+    monkeypatch.setattr(ridge, "ALPHAS", (2.0,))  # the choice of penalty and view may depend on everything
+    monkeypatch.setattr(ridge, "VIEWS", {"both": ("word", "char")})
     stack, ones = RidgeStack(BLOCK, POSTS), np.ones(len(POSTS))
     before = stack.column(TARGET, TRAIN, ones)
     author = (POSTS["Uid"] == POSTS["Uid"][TRAIN[7]]).to_numpy()

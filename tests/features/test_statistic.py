@@ -102,6 +102,35 @@ def test_text_shape_by_hand():
     assert (row["Title_digits"], row["Title_capitals"], row["Title_marks"]) == (2 / 11, 4 / 11, 1 / 11)
 
 
+def test_scripts_emoji_and_questions_by_hand():
+    titles = ["Cat 猫だ?", "สวัสดี", "Привет é？", "", "🐈 ok"]
+    frame = FAMILIES["text_shape"](Context(POSTS[:5].assign(Title=titles), 4, 10, 0))
+    shares = {"latin": [3, 0, 1, 0, 2], "han": [1, 0, 0, 0, 0], "kana": [1, 0, 0, 0, 0], "thai": [0, 6, 0, 0, 0],
+              "cyrillic": [0, 0, 6, 0, 0], "emoji": [0, 0, 0, 0, 1], "questions": [1, 0, 1, 0, 0]}  # fmt: skip
+    for kind, found in shares.items():
+        expected = [n / max(1, len(title)) for n, title in zip(found, titles, strict=True)]
+        assert frame[f"Title_{kind}"].tolist() == pytest.approx(expected), kind
+
+
+def test_titles_without_spaces_have_more_than_one_term():
+    titles = pd.Series(["今天天气好", "今天天气坏", "明天天气好", "明天下雨"] * 3 + ["unique"])
+    assert (
+        words.title_terms(titles).shape[1] == 0 or words.title_terms(titles)[0].nnz <= 1
+    )  # the whole title, if at all
+    characters = words.title_terms(pd.Series([f"{t}{i}" for i, t in enumerate(titles)]), 3, "char")
+    assert characters[0].nnz >= 5 and words.unspaced_share(titles) > 0.8
+    for share, prefixes in {
+        "今天": {"title_char_svd"},
+        "sunny": {"title_svd"},
+        "sun 今": {"title_svd", "title_char_svd"},
+    }.items():
+        posts = POSTS.assign(
+            Title=[f"{share} {'好坏雨' if '今' in share else 'abc'}"[: 6 + i % 4] for i in range(len(POSTS))]
+        )
+        frame = FAMILIES["title_svd"](Context(posts, 4, 10, 0))
+        assert {name.rsplit("_", 1)[0] for name in frame} == prefixes
+
+
 def test_counts_by_hand():
     frame = statistic.counts(CONTEXT)
     uid = Counter(POSTS["Uid"])
