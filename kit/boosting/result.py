@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from kit.base.metrics import mae, src
+from kit.base.metrics import mae, over_folds, src
 from kit.run.folds import TEST, fold_rows
 
 
@@ -31,11 +31,13 @@ class FoldResult:
     importance: pd.DataFrame
 
     def summary(self) -> dict[str, float]:
-        """Mean and standard deviation of SRC and MAE over folds, with the number of posts, folds and seconds."""
-        out = {f"{m}_mean": float(self.scores[m].mean()) for m in ("src", "mae")}
-        out |= {f"{m}_std": float(self.scores[m].std(ddof=0)) for m in ("src", "mae")}
+        """src, src_sd, mae, mae_sd over folds, with the number of posts, folds and seconds."""
         totals = self.scores[["n", "seconds"]].sum()
-        return out | {"n": int(totals["n"]), "folds": len(self.scores), "seconds": float(totals["seconds"])}
+        return over_folds(self.scores) | {
+            "n": int(totals["n"]),
+            "folds": len(self.scores),
+            "seconds": float(totals["seconds"]),
+        }
 
 
 def collect(model: str, columns: list[str], target, folds, parts: list[dict], test: np.ndarray) -> FoldResult:

@@ -206,8 +206,8 @@ def _seed_scores(results: list[FoldResult]) -> dict[str, float]:
     summaries = pd.DataFrame([result.summary() for result in results])
     out = {}
     for metric in ("src", "mae"):
-        means = summaries[f"{metric}_mean"]
-        out |= {metric: means.mean(), f"{metric}_sd": summaries[f"{metric}_std"].mean()}
+        means = summaries[metric]
+        out |= {metric: means.mean(), f"{metric}_sd": summaries[f"{metric}_sd"].mean()}
         out |= {f"{metric}_low": means.min(), f"{metric}_high": means.max()}
     return out | {"seconds": summaries["seconds"].mean()}
 

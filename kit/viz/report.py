@@ -98,9 +98,8 @@ def _head(run: Run, facts: dict) -> str:
     if blend is not None:
         blend = blend[blend["scheme"] == blend["scheme"].iloc[0]]
         for metric, name in (("src", "SRC"), ("mae", "MAE")):
-            cards.append(
-                (f"{blend[metric].mean():.4f}", f"{name} of the fusion, ± {blend[metric].std(ddof=0):.4f} over folds")
-            )
+            mean, sd = metrics.spread(blend[metric])
+            cards.append((f"{mean:.4f}", f"{name} of the fusion, ± {sd:.4f} over folds"))
     shown = "".join(f'<div class="card"><b>{value}</b><span>{html.escape(name)}</span></div>' for value, name in cards)
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     warning = f'<p class="warn">{WARNING}</p>' if facts["synthetic"] else ""
@@ -130,8 +129,8 @@ def _fusion(run: Run) -> str:
     rows = [
         {
             "folds": f"{len(part)} by {scheme}",
-            "SRC": _spread(part["src"]),
-            "MAE": _spread(part["mae"]),
+            "SRC": tables.spread(*metrics.spread(part["src"])),
+            "MAE": tables.spread(*metrics.spread(part["mae"])),
             "n": part["n"].sum(),
         }
         for scheme, part in scores.groupby("scheme", sort=False)
@@ -188,10 +187,6 @@ def _studies(run: Run) -> str:
         parts.append(f"<h3>{titles[row.study]}</h3><p>{html.escape(row.reading)}</p>"
                      f"<details><summary>Table</summary>{_html_table(table)}</details>")  # fmt: skip
     return "".join(parts)
-
-
-def _spread(values: pd.Series) -> str:
-    return tables.spread(values.mean(), values.std(ddof=0))
 
 
 def _ceiling(run: Run, facts: dict) -> str:

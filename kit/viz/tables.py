@@ -17,9 +17,7 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
     for model in models:
         for metric in ("src", "mae"):
             pairs = zip(table[f"{model}_{metric}"], table[f"{model}_{metric}_sd"], strict=True)
-            out[f"{model} {metric.upper()}"] = [
-                "" if np.isnan(mean) else f"{mean:.4f} ± {sd:.4f}" for mean, sd in pairs
-            ]
+            out[f"{model} {metric.upper()}"] = [spread(mean, sd) for mean, sd in pairs]
     for metric in ("src", "mae"):
         numbers = table[f"paper_{FUSION}_{metric}"]
         out[f"paper's fusion {metric.upper()}"] = ["" if np.isnan(number) else f"{number:.4f}" for number in numbers]
@@ -28,8 +26,8 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def spread(mean: float, sd: float) -> str:
-    """ "mean ± sd", four decimals; "" where there is no number."""
-    return "" if np.isnan(mean) else f"{mean:.4f} ± {sd:.4f}"
+    """ "mean ± sd", four decimals; the mean alone where there is one fold, "" where there is no number."""
+    return "" if np.isnan(mean) else f"{mean:.4f}" if np.isnan(sd) else f"{mean:.4f} ± {sd:.4f}"
 
 
 def gains_as_text(gains: pd.DataFrame) -> pd.DataFrame:

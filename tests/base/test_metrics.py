@@ -1,11 +1,12 @@
 """SRC and MAE against scipy, numpy and their limits."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
 from kit.base.errors import InputError
-from kit.base.metrics import mae, src
+from kit.base.metrics import mae, over_folds, spread, src
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -34,6 +35,14 @@ def test_src_of_a_constant_is_zero_and_warns(side):
 def test_mae_by_hand():
     assert mae([1, 2, 6], [2, 2, 2]) == pytest.approx(5 / 3, abs=1e-15)
     assert mae([4.5], [4.5]) == 0
+
+
+def test_spread_is_of_a_sample():
+    mean, sd = spread([1.0, 2.0, 6.0])
+    assert mean == 3 and sd == pytest.approx((14 / 2) ** 0.5)
+    assert spread([2.0])[0] == 2 and np.isnan(spread([2.0])[1])
+    scores = pd.DataFrame({"src": [0.1, 0.3], "mae": [1.0, 1.0]})
+    assert over_folds(scores) == pytest.approx({"src": 0.2, "src_sd": 0.02**0.5, "mae": 1.0, "mae_sd": 0.0})
 
 
 @pytest.mark.parametrize("score", [src, mae])

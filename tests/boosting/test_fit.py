@@ -61,7 +61,7 @@ def test_it_learns_and_scores_what_it_says(model):
     gain = result.importance.set_index("column")["gain"]
     assert gain["constant"] == 0 and gain["known_tags"] > gain["noise_0"]
     summary = result.summary()
-    assert summary["src_mean"] == result.scores["src"].mean() and summary["n"] == SCORED.sum() and summary["folds"] == 3
+    assert summary["src"] == result.scores["src"].mean() and summary["n"] == SCORED.sum() and summary["folds"] == 3
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -136,7 +136,7 @@ def test_bins_of_many_posts_are_found_on_some_and_filled_by_pieces(monkeypatch):
     part = fit(taught=True)
     assert not np.array_equal(whole.oof, part.oof, equal_nan=True)
     assert np.corrcoef(whole.oof[SCORED], part.oof[SCORED])[0, 1] > 0.97
-    assert abs(whole.summary()["src_mean"] - part.summary()["src_mean"]) < 0.03
+    assert abs(whole.summary()["src"] - part.summary()["src"]) < 0.03
 
 
 @pytest.mark.parametrize(("model", "asked", "n_gpus", "n_posts", "expected"), [
@@ -230,7 +230,7 @@ def test_results_are_on_disk(tmp_path):
     assert np.array_equal(np.load(tmp_path / "oof.npy"), result.oof, equal_nan=True)
     assert np.array_equal(np.load(tmp_path / "test.npy"), result.test)
     stored = json.loads((tmp_path / "scores.json").read_text())
-    assert stored["src_mean"] == result.summary()["src_mean"] and len(stored["per_fold"]) == stored["folds"] == 3
+    assert stored["src"] == result.summary()["src"] and len(stored["per_fold"]) == stored["folds"] == 3
     assert {p.name for p in tmp_path.glob("*.txt")} == {"fold_0.txt", "fold_1.txt", "fold_2.txt", "final.txt"}
 
 

@@ -60,7 +60,7 @@ def test_the_table_holds_means_and_spreads_over_folds():
     assert table["features"].tolist() == [one.name for one in SETS]
     row = table.set_index("features").loc["statistic+clip"]
     scores = RESULTS["statistic+clip", "catboost"].scores
-    assert row["catboost_src"] == scores["src"].mean() and row["catboost_mae_sd"] == scores["mae"].std(ddof=0)
+    assert row["catboost_src"] == scores["src"].mean() and row["catboost_mae_sd"] == scores["mae"].std(ddof=1)
     blend = fit_blend({m: RESULTS["statistic+clip", m].oof for m in ("lightgbm", "catboost")}, TARGET, FOLDS)
     assert row["fusion_mae"] == blend.scores["mae"].mean() < min(row["lightgbm_mae"], row["catboost_mae"])
     assert row["n"] == 600 and row["folds"] == 3 and np.array_equal(fused["statistic+clip"], blend.oof, equal_nan=True)
