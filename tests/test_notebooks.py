@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 
-from kit.pipeline.steps import PROFILES, notebooks, read_parameters
+from kit.pipeline.steps import KEPT, PROFILES, notebooks, read_parameters
 
 NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in notebooks()}
 each_notebook = pytest.mark.parametrize("name", NOTEBOOKS)
@@ -70,3 +70,16 @@ def test_profiles_name_only_what_exists():
         for number, values in steps.items():
             path = next(path for path in notebooks() if path.stem.startswith(number))
             assert set(values) <= set(read_parameters(path)), f"profile {profile}, {path.stem}"
+
+
+@each_notebook
+def test_force_knows_every_folder_a_notebook_fills(name):
+    """A folder of kept work that ``--force`` does not clear would hand out old results."""
+    filled = set()
+    for node in ast.walk(ast.parse("\n".join(cell.source for cell in _code(name)))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "run.folder" and node.args:
+            first = node.args[0].values[0] if isinstance(node.args[0], ast.JoinedStr) else node.args[0]
+            filled.add(first.value.rstrip("/"))
+    kept = KEPT.get(name[:2], ())
+    assert all(any(f"{folder}/".startswith(f"{one}/") for one in kept) for folder in filled), filled
+    assert all(any(f"{folder}/".startswith(f"{one}/") for folder in filled) for one in kept), kept

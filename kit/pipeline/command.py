@@ -106,7 +106,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--set", metavar="NN.NAME=VALUE", action="append", default=[], help="set a notebook parameter; see --list")
     add("--from", metavar="NN", dest="start", type=step_number, help="leave the steps before NN as they are")
     add("--only", metavar="NN", type=step_number, help="look at one step only")
-    add("--force", metavar="NN", action="append", default=[], type=step_number, help="run NN even if it is up to date")
+    add(
+        "--force",
+        metavar="NN",
+        action="append",
+        default=[],
+        type=step_number,
+        help="run NN anew: nothing it has kept is read",
+    )
     add(
         "--accept",
         metavar="NN",

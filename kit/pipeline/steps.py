@@ -6,6 +6,7 @@ import argparse
 import ast
 import os
 import shlex
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,13 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> paramet
             ]
         },
     },
+}
+KEPT = {  # notebook number -> folders in which it keeps what it has finished, so that it can go on; --force clears them
+    "02": ("tiny", "shards/images", "shards/texts", "prototypes"),
+    "03": ("clip_ft",),
+    "04": ("shards/encoders",),
+    "05": ("studies",),
+    "06": ("gbdt",),
 }
 CALLED_FROM = "KIT_CALLED_FROM"  # environment variable: the folder run_all.sh was called in
 
@@ -129,6 +137,12 @@ def choose(steps: list[Step], options: argparse.Namespace) -> list[Step]:
 
 def _unknown_step(number: str) -> None:
     raise InputError(f"no notebook {number}; the chain is {', '.join(path.stem for path in notebooks())}")
+
+
+def clear_kept(run_dir: Path, number: str) -> None:
+    """Remove what a step has kept of its work, so that it computes all of it again."""
+    for name in KEPT.get(number, ()):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
 
 
 def step_number(text: str) -> str:

@@ -12,7 +12,7 @@ from kit.base.errors import InputError, StepLeftOut
 from kit.base.paths import shown
 from kit.pipeline import stamps
 from kit.pipeline.notebook import StepFailed, execute
-from kit.pipeline.steps import Step, command_line, read_parameters
+from kit.pipeline.steps import Step, clear_kept, command_line, read_parameters
 from kit.run import repair
 from kit.run.marks import done_path, pending_path, read_mark
 from kit.viz import report
@@ -40,6 +40,8 @@ def walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argument
         if not n_tried and (damaged := repair.set_aside_damaged(run_dir)):
             print(f"damaged, set aside and made again: {', '.join(damaged)}", flush=True)
         n_tried += 1
+        if step.number in options.force:
+            clear_kept(run_dir, step.number)
         try:
             seconds, peak_mb = execute(step.notebook, run_dir, step.parameters, width)
             mark = stamps.write_mark(run_dir, step.name, stamp, seconds, peak_mb)

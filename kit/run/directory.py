@@ -125,7 +125,7 @@ class Run:
         """Remove a block that this step does not make, so that no later step reads a left-over; and note why."""
         shutil.rmtree(self.dir / "blocks" / name, ignore_errors=True)
         if reason:
-            write_json(self.path(f"blocks/{name}/{ABSENT}"), {"name": name, "reason": reason})
+            write_json(self.folder(f"blocks/{name}") / ABSENT, {"name": name, "reason": reason})
 
     def block_names(self) -> list[str]:
         """Names of the blocks this run holds."""
@@ -144,15 +144,15 @@ class Run:
 
     # --- files ------------------------------------------------------------------------------------------------------
 
-    def path(self, name: str) -> Path:
-        """Path of a file inside the run, its folder made."""
+    def folder(self, name: str = "") -> Path:
+        """A folder inside the run, made: where a step keeps work it may need again. ``kit.pipeline.steps.KEPT`` lists them."""
         path = self.dir / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         return path
 
     def output(self, name: str) -> Path:
-        """Path of an artefact this step writes; it must exist when the step finishes."""
-        self._writes[name] = self.path(name)
+        """Path of an artefact this step writes, its folder made; it must exist when the step finishes."""
+        self._writes[name] = self.folder(str(Path(name).parent)) / Path(name).name
         return self._writes[name]
 
     def input(self, name: str, made_by: str = "an earlier step") -> Path:

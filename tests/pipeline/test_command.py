@@ -85,6 +85,25 @@ def test_run_skip_and_rerun(chain, capsys):
     assert said["01_first"] == "running: asked for with --force" and "up to date" in said["02_second"]
 
 
+def test_force_computes_again_what_the_step_had_kept(chain):
+    """As long as a first run; any other reason to run lets the step read what it has, and other steps keep theirs."""
+    fit = 'made = not (run.folder("studies/a") / "fit").exists()\n(run.folder("studies/a") / "fit").touch()'
+    (chain.folder / "02_second.ipynb").unlink()
+    _notebook(chain.folder, "05_third", fit, "run.finish(made=int(made))")
+    other = chain.dir / "gbdt" / "fit"
+    other.parent.mkdir(parents=True)
+    other.touch()
+
+    def made(*arguments):
+        assert chain(*arguments) == 0
+        return read_json(chain.dir / "done" / "05_third.json")["metrics"]["made"]
+
+    assert made() == 1
+    assert made("--set", "05.n=2") == 0
+    assert made("--set", "05.n=2", "--force", "05") == 1
+    assert other.exists()
+
+
 def test_only_and_from_leave_the_rest(chain, capsys):
     assert chain("--only", "1") == 0
     assert set(_states(capsys.readouterr().out)) == {"01_first"}
@@ -276,7 +295,7 @@ def background(chain):
         process.communicate()
 
 
-SLEEP = "import time\nrun.path('started').touch()\ntime.sleep(60)"
+SLEEP = "import time\n(run.dir / 'started').touch()\ntime.sleep(60)"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -296,7 +315,7 @@ def test_a_stopped_run_says_how_to_go_on(chain, background, number):
 
 def test_a_kernel_ends_before_the_next_pipeline_begins(chain, background):
     """The runner alone is killed; its kernel, which never looks up, must be gone once the lock is had again."""
-    writes = "import time\nwhile True:\n    run.path('started').write_text(str(time.time()))\n    time.sleep(0.01)"
+    writes = "import time\nwhile True:\n    (run.dir / 'started').write_text(str(time.time()))\n    time.sleep(0.01)"
     _notebook(chain.folder, "01_first", writes, "run.finish()")
     process, kernels = background("started")
     process.kill()
