@@ -1,14 +1,15 @@
 """The last step: fuse the models, undo drift with a straight line, and give the result an honest score.
 
-Ways of fusion, weights and lines are chosen on out-of-fold predictions, so a score on the same predictions would flatter
-them. The scores given here are nested: every fold is predicted with what was fitted without it, and folds that run forward
-in time with earlier folds only.
+Weights, line and limits are chosen on out-of-fold predictions, so a score on the same predictions would flatter them. The
+scores given here are nested: weights, whether there is a line, the line and the limits of a fold come from the other folds,
+and of folds that run forward in time from earlier posts only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,11 +18,26 @@ from scipy.optimize import minimize_scalar
 from kit.base.errors import InputError
 from kit.base.metrics import mae, over_folds, src
 from kit.evaluation import fusion
-from kit.run.folds import TRAIN_ONLY
+from kit.run.folds import TRAIN_ONLY, fold_rows
 
 METHODS = tuple(fusion.METHODS)
 CALIBRATIONS = ("auto", "affine", "none")
 SLOPES = (0.5, 2.0)  # a line outside would mean a broken model, not drift
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A mix, the line applied to it (1 and 0 where none pays), and the range of the labels, to which it is clipped."""
+
+    mix: fusion.Mix
+    slope: float
+    intercept: float
+    low: float
+    high: float
+
+    def __call__(self, matrix: np.ndarray) -> np.ndarray:
+        """(n,) float64 for (n, n_models) predictions."""
+        return np.clip(self.slope * self.mix(matrix) + self.intercept, self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -31,20 +47,14 @@ class Blend:
     Attributes:
         method: one of METHODS.
         weights: model -> weight >= 0; they sum to 1 except for "stack".
-        mix: what the method has learnt from all out-of-fold predictions.
-        slope, intercept: the line applied to the mix; 1 and 0 where calibration does not pay.
-        low, high: range of the labels; predictions are clipped to it.
+        learnt: what all out-of-fold predictions teach: mix, line and limits.
         scores: one row per fold: fold, n, src, mae; nested.
         oof: (n_posts,) float64 nested predictions, NaN where no fold scores a post.
     """
 
     method: str
     weights: dict[str, float]
-    mix: fusion.Mix
-    slope: float
-    intercept: float
-    low: float
-    high: float
+    learnt: Calibrated
     scores: pd.DataFrame
     oof: np.ndarray
 
@@ -52,8 +62,7 @@ class Blend:
         """(n,) float64: the blend of each model's predictions for the same n posts, on the scale of the label."""
         if set(predictions) != set(self.weights):
             raise InputError(f"the blend knows {sorted(self.weights)}, but predictions are from {sorted(predictions)}")
-        mixed = self.mix(_stack({name: predictions[name] for name in self.weights}))
-        return np.clip(self.slope * mixed + self.intercept, self.low, self.high)
+        return self.learnt(_stack({name: predictions[name] for name in self.weights}))
 
 
 def fit_blend(
@@ -72,7 +81,8 @@ def fit_blend(
         folds: (n_posts,) from `folds.make_folds`, the ones `oof` was made with.
         method: one of METHODS.
         calibrate: "affine": the line slope * blend + intercept of least absolute error; "none"; "auto": the line if it
-            lowers the nested MAE. Folds in time show the drift that a line can undo; folds of authors show none.
+            lowers the MAE of folds it was not fitted on. Folds in time show the drift that a line can undo; folds of
+            authors show none.
 
     Raises:
         InputError: no model, lengths that differ, unknown method or calibration, or nothing to score.
@@ -89,15 +99,15 @@ def fit_blend(
     scored = np.isfinite(matrix).all(axis=1) & np.isfinite(target) & (folds >= 0)
     if not scored.any():
         raise InputError("no post has a label and an out-of-fold prediction of every model; nothing to blend")
-    limits = float(np.nanmin(target)), float(np.nanmax(target))
-    lines = {"auto": (False, True), "affine": (True,), "none": (False,)}[calibrate]
-    tried = _nested(matrix, target, folds, scored, fusion.METHODS[method], lines, limits)
-    line = min(tried, key=lambda line: mae(target[scored], tried[line][scored]))
-    mix = fusion.METHODS[method](matrix[scored], target[scored])
-    slope, intercept = _line(mix(matrix[scored]), target[scored]) if line else (1.0, 0.0)
-    named = {name: float(weight) for name, weight in zip(oof, mix.weights, strict=True)}
-    scores = _scores(target, tried[line], folds, scored)
-    return Blend(method, named, mix, slope, intercept, *limits, scores, tried[line])
+    learn = partial(_learn, matrix, target, folds, fit=fusion.METHODS[method], calibrate=calibrate)
+    nested = np.full(len(target), np.nan)
+    for k in np.unique(folds[scored]):
+        teach_idx, valid_idx = fold_rows(folds, k)
+        rows = valid_idx[scored[valid_idx]]
+        nested[rows] = learn(teach_idx, scored)(matrix[rows])
+    learnt = learn(np.flatnonzero(np.isfinite(target)), scored)
+    named = {name: float(weight) for name, weight in zip(oof, learnt.mix.weights, strict=True)}
+    return Blend(method, named, learnt, _scores(target, nested, folds, scored), nested)
 
 
 def compare_methods(
@@ -135,20 +145,31 @@ def method_table(
     return pd.DataFrame(rows)
 
 
-def _nested(
-    matrix, target, folds, scored, fit, lines: tuple[bool, ...], limits: tuple[float, float]
-) -> dict[bool, np.ndarray]:
-    """With and without a line: (n_posts,) each fold blended by what the other folds (in time: the earlier ones) teach."""
-    out = {line: np.full(len(target), np.nan) for line in lines}
-    forward = (folds == TRAIN_ONLY).any()
-    for k in np.unique(folds[scored]):
-        teach = scored & ((folds < k) if forward else (folds != k))
-        rows = scored & (folds == k)
-        mix = fit(matrix[teach], target[teach]) if teach.any() else fusion.equal(matrix)
-        for line, nested in out.items():
-            slope, intercept = _line(mix(matrix[teach]), target[teach]) if line and teach.any() else (1.0, 0.0)
-            nested[rows] = np.clip(slope * mix(matrix[rows]) + intercept, *limits)
-    return out
+def _learn(
+    matrix, target, folds, teach_idx: np.ndarray, scored: np.ndarray, *, fit: Callable, calibrate: str
+) -> Calibrated:
+    """What the posts `teach_idx` teach: mix, line and limits; nothing else is read.
+
+    Whether a line pays ("auto") is judged among these posts: each of their folds by the line of the others (in time: of
+    the earlier ones) on the mix of all.
+    """
+    low, high = np.nanmin(target[teach_idx]), np.nanmax(target[teach_idx])
+    rows = teach_idx[scored[teach_idx]]  # those with predictions of all models
+    if not len(rows):
+        return Calibrated(fusion.equal(matrix), 1.0, 0.0, low, high)
+    mix = fit(matrix[rows], target[rows])
+    mixed, label, fold = mix(matrix[rows]), target[rows], folds[rows]
+    if calibrate == "auto":
+        forward, lined = (folds == TRAIN_ONLY).any(), mixed.copy()
+        for k in np.unique(fold):
+            others = (fold < k) if forward else (fold != k)
+            if others.any():
+                slope, intercept = _line(mixed[others], label[others])
+                lined[fold == k] = slope * mixed[fold == k] + intercept
+        plain, lined = (np.abs(label - np.clip(values, low, high)).mean() for values in (mixed, lined))
+        calibrate = "affine" if lined < plain else "none"
+    slope, intercept = _line(mixed, label) if calibrate == "affine" else (1.0, 0.0)
+    return Calibrated(mix, slope, intercept, low, high)
 
 
 def _line(mixed: np.ndarray, target: np.ndarray) -> tuple[float, float]:

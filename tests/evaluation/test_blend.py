@@ -34,53 +34,60 @@ def test_weights_are_the_best_of_a_fine_grid():
 
 def test_one_model_is_passed_through():
     blend = fit_blend({"good": GOOD}, TARGET, FOLDS, calibrate="none")
-    inside = np.clip(GOOD, blend.low, blend.high)
-    assert blend.weights == {"good": 1.0} and np.allclose(blend.oof, inside, equal_nan=True)
-    assert np.array_equal(blend.predict({"good": np.array([8.0, 1e9, -1e9])}), [8.0, blend.high, blend.low])
-    assert (blend.low, blend.high) == (np.nanmin(TARGET), np.nanmax(TARGET))
+    assert blend.weights == {"good": 1.0}
+    for k in range(4):
+        others = TARGET[SCORED & (FOLDS != k)]
+        assert np.array_equal(blend.oof[FOLDS == k], np.clip(GOOD[FOLDS == k], others.min(), others.max()))
+    assert np.array_equal(
+        blend.predict({"good": np.array([8.0, 1e9, -1e9])}), [8.0, blend.learnt.high, blend.learnt.low]
+    )
+    assert (blend.learnt.low, blend.learnt.high) == (np.nanmin(TARGET), np.nanmax(TARGET))
 
 
 def test_a_line_is_recovered_and_used_only_where_it_helps():
     shrunk = {"good": 0.5 * GOOD + 1, "fair": 0.5 * FAIR + 1}
     blend = fit_blend(shrunk, TARGET, FOLDS, calibrate="auto")
-    assert blend.slope == pytest.approx(1.6, abs=0.2)  # 2, drawn back by the models' noise
+    assert blend.learnt.slope == pytest.approx(1.6, abs=0.2)  # 2, drawn back by the models' noise
     assert mae(TARGET[SCORED], blend.oof[SCORED]) < mae(TARGET[SCORED], shrunk["good"][SCORED]) - 0.5
     exact = {"truth": TARGET + RNG.choice([-1, 1], size=700)}
-    assert fit_blend(exact, TARGET, FOLDS, calibrate="none").slope == 1
+    assert fit_blend(exact, TARGET, FOLDS, calibrate="none").learnt.slope == 1
     affine = fit_blend({"truth": 0.8 * TARGET - 3}, TARGET, FOLDS, calibrate="affine")
-    assert affine.slope == pytest.approx(1.25, abs=1e-3) and affine.intercept == pytest.approx(3.75, abs=0.02)
+    assert affine.learnt.slope == pytest.approx(1.25, abs=1e-3) and affine.learnt.intercept == pytest.approx(
+        3.75, abs=0.02
+    )
 
 
-def test_auto_takes_the_better_nested_score():
-    for model in (GOOD, 0.7 * GOOD):
-        scores = {
-            c: mae(TARGET[SCORED], fit_blend({"m": model}, TARGET, FOLDS, calibrate=c).oof[SCORED])
-            for c in ("none", "affine", "auto")
-        }
-        assert scores["auto"] == min(scores["none"], scores["affine"])
+def test_auto_decides_for_the_line_that_pays():
+    for model, pays in ((TARGET, False), (0.5 * GOOD, True)):
+        blends = {c: fit_blend({"m": model}, TARGET, FOLDS, calibrate=c) for c in ("none", "affine", "auto")}
+        errors = {c: mae(TARGET[SCORED], blend.oof[SCORED]) for c, blend in blends.items()}
+        assert errors["auto"] == errors["affine" if pays else "none"] < errors["none" if pays else "affine"]
+    assert errors["affine"] < errors["none"] - 1
 
 
-@pytest.mark.parametrize("calibrate", ["none", "affine"])
+@pytest.mark.parametrize("calibrate", ["none", "affine", "auto"])
 def test_the_scored_fold_has_no_say(calibrate):
-    """Other labels in fold 2, inside the range: its own nested predictions stay, those of other folds move."""
+    """Other labels in fold 2, as far out as can be: its own nested predictions stay, those of other folds move."""
     models = {"good": 0.8 * GOOD, "fair": FAIR + 1}
     changed = TARGET.copy()
-    changed[FOLDS == 2] = changed[FOLDS == 2][::-1]
+    changed[FOLDS == 2] = 100 - 3 * changed[FOLDS == 2][::-1]  # would turn the line round, and move both limits
     before, after = (fit_blend(models, t, FOLDS, calibrate=calibrate).oof for t in (TARGET, changed))
     assert np.array_equal(before[FOLDS == 2], after[FOLDS == 2])
     assert not np.array_equal(before[FOLDS == 1], after[FOLDS == 1])
 
 
-def test_in_time_only_earlier_folds_have_a_say():
+@pytest.mark.parametrize("calibrate", ["affine", "auto"])
+def test_in_time_only_earlier_folds_have_a_say(calibrate):
     folds = FOLDS.copy()
     folds[:100] = TRAIN_ONLY
     models = {"good": 0.8 * GOOD, "fair": FAIR + 1}
     changed = TARGET.copy()
-    changed[folds == 2] = changed[folds == 2][::-1]
-    before, after = (fit_blend(models, t, folds, calibrate="affine").oof for t in (TARGET, changed))
+    changed[folds == 2] = 100 - changed[folds == 2][::-1]
+    before, after = (fit_blend(models, t, folds, calibrate=calibrate).oof for t in (TARGET, changed))
     early = (folds >= 0) & (folds <= 2)
     assert np.array_equal(before[early], after[early]) and not np.array_equal(before[folds == 3], after[folds == 3])
-    first = np.clip((models["good"] + models["fair"]) / 2, np.nanmin(TARGET), np.nanmax(TARGET))
+    teach = TARGET[folds == TRAIN_ONLY]
+    first = np.clip((models["good"] + models["fair"]) / 2, teach.min(), teach.max())
     assert np.allclose(before[folds == 0], first[folds == 0])  # nothing to learn from: equal weights
     assert np.isnan(before[folds < 0]).all()
 
