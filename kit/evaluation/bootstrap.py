@@ -5,6 +5,7 @@ Posts of one author rise and fall together, so authors are drawn, not posts, and
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy.stats import rankdata
 from kit.base.errors import InputError
 
 N_DRAWS = 2000
-BLOCK = 50_000_000  # drawn counts held at once
+BLOCK = 2_000_000  # drawn counts held at once as floats
 CONSTANT = 1e-12  # product of two variances of ranks (1/144 for two that vary) below which one of them is rounding
 
 
@@ -49,7 +50,9 @@ def paired_difference(
     costs sums over authors instead of a sort of all posts, and differs from re-ranked draws in the fourth digit.
 
     Args:
-        target, first, second: (n,) labels and two predictions of the same posts, finite.
+        target: (n,) labels, finite.
+        first, second: (n,) two predictions of the same posts, finite; or (n_seeds, n) each, of two ways to train, whose
+            differences are means over seeds.
         authors: (n,) key of each post's author.
         n_draws: number of draws.
         level: share of the draws inside the ranges.
@@ -58,46 +61,42 @@ def paired_difference(
     Raises:
         InputError: lengths differ, values are not finite, or there are fewer than two posts.
     """
-    columns = [np.asarray(values, dtype=np.float64) for values in (target, first, second)]
-    if len({len(values) for values in (*columns, authors)}) > 1 or len(columns[0]) < 2:
+    target = np.asarray(target, dtype=np.float64)
+    first, second = (np.atleast_2d(np.asarray(values, dtype=np.float64)) for values in (first, second))
+    if first.shape != second.shape or not len(target) == len(authors) == first.shape[1] or len(target) < 2:
         raise InputError("target, both predictions and authors need the same length, and at least two posts")
-    if not all(np.isfinite(values).all() for values in columns):
+    if not all(np.isfinite(values).all() for values in (target, first, second)):
         raise InputError("target and predictions must be finite; compare posts that both models have scored")
     author = np.unique(np.asarray(authors).astype(str), return_inverse=True)[1]
-    sums = _author_sums(*columns, author)
-    drawn = np.concatenate(list(_draws(sums, n_draws, np.random.default_rng(seed))))
+    counts = _draws(int(author.max()) + 1, n_draws, seed)
+    pairs = list(zip(first, second, strict=True))
+    found = np.mean([_measured(_author_sums(target, *pair, author), counts) for pair in pairs], axis=0)
     tails = [100 * (1 - level) / 2, 100 * (1 + level) / 2]
-    src, mae = _differences(sums.sum(axis=0, keepdims=True))[0]
-    (src_low, mae_low), (src_high, mae_high) = np.percentile(drawn, tails, axis=0)
-    return Difference(*map(float, (src, src_low, src_high, mae, mae_low, mae_high)))
+    (src_low, mae_low), (src_high, mae_high) = np.percentile(found[1:], tails, axis=0)
+    return Difference(*map(float, (found[0, 0], src_low, src_high, found[0, 1], mae_low, mae_high)))
 
 
 def _author_sums(target: np.ndarray, first: np.ndarray, second: np.ndarray, author: np.ndarray) -> np.ndarray:
     """(n_authors, 11): posts, absolute errors of both, and the moments of centred ranks that correlations need."""
     t, a, b = (rankdata(values) / len(values) - 0.5 for values in (target, first, second))
-    parts = (
-        np.ones(len(t)),
-        np.abs(target - first),
-        np.abs(target - second),
-        t,
-        a,
-        b,
-        t * t,
-        a * a,
-        b * b,
-        t * a,
-        t * b,
-    )
+    parts = np.ones(len(t)), np.abs(target - first), np.abs(target - second), t, a, b, t * t, a * a, b * b, t * a, t * b
     return np.column_stack([np.bincount(author, part) for part in parts])
 
 
-def _draws(sums: np.ndarray, n_draws: int, rng: np.random.Generator):
-    """Differences (k, 2) of SRC and MAE, block of draws by block of draws."""
-    n_authors = len(sums)
-    step = max(1, BLOCK // n_authors)
-    for start in range(0, n_draws, step):
-        counts = rng.multinomial(n_authors, np.full(n_authors, 1 / n_authors), size=min(step, n_draws - start))
-        yield _differences(counts @ sums)
+@functools.lru_cache(maxsize=2)
+def _draws(n_authors: int, n_draws: int, seed: int) -> np.ndarray:
+    """(n_draws, n_authors) uint8: how often each author is drawn; the same draws serve every comparison of these authors."""
+    rng, out = np.random.default_rng(seed), np.empty((n_draws, n_authors), dtype=np.uint8)
+    for row in out:
+        row[:] = np.bincount(rng.integers(n_authors, size=n_authors), minlength=n_authors)
+    return out
+
+
+def _measured(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(1 + n_draws, 2) differences of SRC and MAE: of the posts themselves, then of each draw of authors."""
+    step = max(1, BLOCK // len(sums))
+    parts = [counts[start : start + step] @ sums for start in range(0, len(counts), step)]
+    return _differences(np.concatenate([sums.sum(axis=0, keepdims=True), *parts]))
 
 
 def _differences(moments: np.ndarray) -> np.ndarray:
