@@ -10,6 +10,7 @@ from kit.base.errors import InputError
 from kit.base.metrics import error_buckets, mae
 from kit.boosting import sampling
 from kit.boosting.fit import fit_folds
+from kit.boosting.result import FoldResult
 from kit.evaluation import studies
 from kit.run.folds import fold_rows, make_folds
 from tests.tiny import tiny_block, tiny_posts
@@ -34,7 +35,7 @@ def tail():
 def test_every_variant_is_there_and_scored_like_the_metrics(tail):
     assert tail.table["variant"].tolist() == ["plain", "copies x2", "copies x5", "weight x2", "weight x5", "LDS"]
     row = tail.table.set_index("variant").loc["copies x5"]
-    oof, at = tail.oof["copies x5"], SCORED & (TARGET > tail.threshold)
+    oof, at = tail.oof["copies x5"][0], SCORED & (TARGET > tail.threshold)
     assert row["mae_tail"] == pytest.approx(mae(TARGET[at], oof[at])) and row["n_tail"] == at.sum()
     assert row["bias"] == pytest.approx((oof - TARGET)[SCORED].mean())
     plain = tail.table.set_index("variant").loc["plain"]
@@ -49,11 +50,39 @@ def test_more_weight_moves_predictions_up_and_helps_the_tail(tail):
         assert table.loc[name, "mae_tail"] < table.loc["plain", "mae_tail"]
     reading = studies.read_tail(tail)
     best = table["mae_tail"].drop("plain").idxmin()
-    assert (
-        best in reading
-        and f"{table.loc[best, 'mae_tail']:.3f}" in reading
-        and f"n = {(table['n_tail'].iloc[0])}" in reading
-    )
+    assert f"to {table.loc[best, 'mae_tail']:.3f} (the best of 5 variants on these very posts)" in reading
+    assert best in reading and f"n = {(table['n_tail'].iloc[0])}" in reading
+
+
+def test_every_number_of_the_tail_study_is_over_all_seeds():
+    seeds = {seed: FIT(seed=seed) for seed in (0, 1)}
+    arguments = {"factors": (), "threshold": float(np.nanquantile(TARGET, 0.9))}
+    both = studies.tail_study(lambda seed, **_: seeds[seed], TARGET, FOLDS, AUTHORS, seeds=[0, 1], **arguments)
+    alone = [
+        studies.tail_study(lambda seed, **_: seeds[seed], TARGET, FOLDS, AUTHORS, seeds=[s], **arguments)
+        for s in (0, 1)
+    ]
+    for name in ("src", "mae", "src_tail", "mae_tail", "bias", "bias_tail"):
+        assert both.table[name][0] == pytest.approx(np.mean([study.table[name][0] for study in alone]))
+    plain = both.buckets[both.buckets["variant"] == "plain"]
+    assert plain["n"].sum() == SCORED.sum()
+    errors = [study.buckets[study.buckets["variant"] == "plain"].set_index("low")["bias"] for study in alone]
+    assert np.allclose(plain["bias"], (errors[0] + errors[1]) / 2)
+    assert both.oof["LDS"].shape == (2, len(POSTS))
+
+
+def test_differences_to_plain_average_the_seeds():
+    """ "plain" is right about the mean, a variant is off by more in one seed than in the other."""
+
+    def fake(seed, weight=None, copies=None, **_):
+        changed = weight is not None or copies is not None
+        oof = np.where(SCORED, TARGET + (0.5 + seed if changed else 0.25) * (-1.0) ** np.arange(len(TARGET)), np.nan)
+        scores = pd.DataFrame({"n": [1, 1], "src": [0.5, 0.5], "mae": [1.0, 1.0], "seconds": [1.0, 1.0]})
+        return FoldResult("fake", oof, np.array([]), scores, pd.DataFrame())
+
+    table = studies.tail_study(fake, TARGET, FOLDS, AUTHORS, factors=(), seeds=[0, 1]).table.set_index("variant")
+    assert table.loc["LDS", "d_mae"] == pytest.approx((0.5 + 1.5) / 2 - 0.25)
+    assert table.loc["LDS", "d_mae_low"] == pytest.approx(0.75) == table.loc["LDS", "d_mae_high"]
 
 
 def test_buckets_cover_every_scored_post(tail):
