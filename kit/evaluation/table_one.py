@@ -1,7 +1,8 @@
 """Table 1: what each block of features brings, for every model and their fusion, with the spread over folds.
 
 A feature set is written as its blocks joined by "+", e.g. ``statistic+behaviour+clip_ft``. The word ``taught`` adds the
-columns that are made from training labels inside each fold (`kit.boosting`); the paper has no such rows.
+columns that are made from training labels inside each fold (`kit.boosting`); the paper has no such rows. Blocks `statistic`
+and `behaviour` stand in for the paper's statistical and user features, which it does not list.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from kit.run.matrix import join_blocks
 
 TAUGHT = "taught"
 PAPER_ROWS = "paper"  # stands for the twelve feature sets of the paper's table
+COMPACT, FULL = "clip_ft", "clip_ft_full"  # blocks of CLIP_FT: a digest of Eq. 11, and all of it
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,17 @@ class FeatureSet:
         return TAUGHT in self.parts
 
 
-def parse_sets(names: Iterable[str]) -> list[FeatureSet]:
+def parse_sets(names: Iterable[str], run: Run | None = None) -> list[FeatureSet]:
     """The feature sets of a list of names; PAPER_ROWS becomes the rows of the paper's Table 1.
+
+    Its rows with ``clip_ft`` take all of Eq. 11 (block ``clip_ft_full``) where `run` has it, else the compact block.
 
     Raises:
         InputError: no name, one that names no block or one twice, or two names for the same set.
     """
-    rows = pd.read_csv(PAPER)["features"].tolist()
+    rows = pd.read_csv(PAPER)["features"]
+    if run is not None and run.has_block(FULL):
+        rows = rows.str.replace(COMPACT, FULL)
     names = [row for name in names for row in (rows if name == PAPER_ROWS else [name])]
     sets = [FeatureSet(name, tuple(part.strip() for part in name.split("+"))) for name in names]
     if not sets:
@@ -110,6 +116,7 @@ def table_one(
     target: np.ndarray,
     folds: np.ndarray,
     lacking: Mapping[str, str] | None = None,
+    limit: float = np.inf,
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """One row per feature set, and the fused out-of-fold predictions (n_posts,) of each set that was run.
 
@@ -119,10 +126,12 @@ def table_one(
         target: (n_posts,) label, NaN for test posts.
         folds: (n_posts,) from `folds.make_folds`.
         lacking: set name -> why it was not run.
+        limit: a fit of more trees than that was ended by the number of rounds, not by early stopping.
 
     Returns:
         Columns features, note, n, folds, and for each model and "fusion": src, mae and their standard deviations over
-        folds. The fusion is the convex blend of the models, its score nested (see `kit.evaluation.blend`).
+        folds; for each model `rounds` (mean number of trees), `at_limit` (folds above the limit) and `device`. The fusion
+        is the convex blend of the models, its score nested (see `kit.evaluation.blend`).
     """
     lacking, models = lacking or {}, list(dict.fromkeys(model for _, model in results))
     rows, fused = [], {}
@@ -136,8 +145,23 @@ def table_one(
         row = {"features": one.name, "note": "", "n": int(blend.scores["n"].sum()), "folds": len(blend.scores)}
         for model, table in scores.items():
             row |= {f"{model}_{name}": value for name, value in over_folds(table).items()}
+            if model != FUSION:
+                devices = ", ".join(sorted(set(table["device"]))) if "device" in table else ""
+                row |= {
+                    f"{model}_rounds": table["rounds"].mean(),
+                    f"{model}_at_limit": int((table["rounds"] > limit).sum()),
+                }
+                row |= {f"{model}_device": devices}
         rows.append(row)
     return pd.DataFrame(rows), fused
+
+
+def limit_warning(table: pd.DataFrame, parameter: str = "06.rounds") -> str:
+    """Which fits were still improving when their rounds ended, and what to raise; "" where there is none."""
+    columns = [name for name in table if name.endswith("_at_limit")]
+    found = [f"{row['features']} {name.removesuffix('_at_limit')} ({row[name]:.0f} of {row['folds']:.0f} folds)"
+             for _, row in table.iterrows() for name in columns if row[name] > 0]  # fmt: skip
+    return f"rounds ended before early stopping did: {'; '.join(found)}. Raise {parameter}" if found else ""
 
 
 def gains(
@@ -201,6 +225,11 @@ PAPER = Path(__file__).with_name("paper_table_1.csv")  # Table 1 of the paper, s
 
 
 def beside_paper(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the paper's numbers for the same features; rows the paper lacks stay, theirs are empty."""
+    """The table with the paper's numbers for the same features; rows the paper lacks stay, theirs are empty.
+
+    The paper's CLIP_FT is all of Eq. 11: its numbers stand beside the full block where the table has it.
+    """
     paper = pd.read_csv(PAPER)
+    if table["features"].str.contains(FULL).any():
+        paper["features"] = paper["features"].str.replace(COMPACT, FULL)
     return table.merge(paper.rename(columns={c: f"paper_{c}" for c in paper if c != "features"}), "left", "features")

@@ -21,6 +21,7 @@ from kit.base.errors import InputError
 from kit.base.files import read_json, write_atomic
 from kit.base.paths import resolve
 from kit.demo import make
+from kit.evaluation.table_one import limit_warning
 from kit.run.directory import Run
 from kit.viz import tables
 
@@ -157,13 +158,17 @@ def _table_one(run: Run, facts: dict) -> str:
         return ""
     parts = [
         "<h2>Table 1: feature sets</h2><p>Rows as in the paper, then those of this kit (<i>taught</i>: columns made from "
-        "training labels inside each fold). Mean ± standard deviation over folds. <b>The paper's numbers are other data</b>: "
+        "training labels inside each fold). Blocks <i>statistic</i> and <i>behaviour</i> stand in for the paper's features, "
+        "which it does not list. Mean ± standard deviation over folds. <b>The paper's numbers are other data</b>: "
         "the challenge's server on the test part of SMPD"
         + (", while these posts are synthetic" if facts["synthetic"] else "") + ".</p>"
     ]  # fmt: skip
     for scheme, part in table.groupby("scheme", sort=False):
         n = part["n"].max()
-        parts.append(f"<h3>Folds by {html.escape(scheme)} (n = {n:,.0f})</h3>{_html_table(tables.as_text(part))}")
+        parts.append(
+            f"<h3>Folds by {html.escape(scheme)} (n = {n:,.0f})</h3>{_html_table(tables.as_text(part))}"
+            f"<p>{html.escape(limit_warning(part))}</p>"
+        )
         if gains is not None:
             shown = tables.gains_as_text(gains[gains["scheme"] == scheme])
             what = f"What each block brings, by {html.escape(scheme)}: fused models of a row minus those of another"

@@ -21,6 +21,12 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
     for metric in ("src", "mae"):
         numbers = table[f"paper_{FUSION}_{metric}"]
         out[f"paper's fusion {metric.upper()}"] = ["" if np.isnan(number) else f"{number:.4f}" for number in numbers]
+    for model in (model for model in models if f"{model}_rounds" in table):
+        rounds, at_limit, device = (table[f"{model}_{name}"] for name in ("rounds", "at_limit", "device"))
+        out[f"{model} trees"] = [
+            "" if np.isnan(n) else f"{n:.0f}, {place or '-'}" + (f", {at:.0f} folds at the limit" if at else "")
+            for n, at, place in zip(rounds, at_limit, device.fillna(""), strict=True)
+        ]
     out["note"] = table["note"].fillna("")
     return out if (out["note"] != "").any() else out.drop(columns="note")
 

@@ -1,5 +1,7 @@
 """Table 1: rows as asked for, numbers of the folds, gains against the right row, and honest gaps."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -66,6 +68,42 @@ def test_the_table_holds_means_and_spreads_over_folds():
     assert row["n"] == 600 and row["folds"] == 3 and np.array_equal(fused["statistic+clip"], blend.oof, equal_nan=True)
     missing = table.set_index("features").loc["statistic+blip"]
     assert missing["note"] == LACKING["statistic+blip"] and np.isnan(missing["fusion_src"])
+
+
+def test_trees_devices_and_the_limit_are_in_the_table():
+    results = {key: replace(one, scores=one.scores.assign(device="gpu")) if key[1] == "catboost" else one
+               for key, one in RESULTS.items()}  # fmt: skip
+    late = results["statistic+clip", "lightgbm"]
+    results["statistic+clip", "lightgbm"] = replace(late, scores=late.scores.assign(rounds=[5, 290, 271]))
+    table, _ = table_one.table_one(SETS, results, TARGET, FOLDS, LACKING, limit=270)
+    row = table.set_index("features").loc["statistic+clip"]
+    assert row["lightgbm_rounds"] == pytest.approx((5 + 290 + 271) / 3) and row["lightgbm_at_limit"] == 2
+    assert (row["catboost_at_limit"], row["catboost_device"], row["lightgbm_device"]) == (0, "gpu", "")
+    warning = table_one.limit_warning(table)
+    assert "statistic+clip lightgbm (2 of 3 folds)" in warning and "06.rounds" in warning and "catboost" not in warning
+    text = tables.as_text(table_one.beside_paper(table)).set_index("features")
+    assert text.loc["statistic+clip", "lightgbm trees"] == "189, -, 2 folds at the limit"
+    assert (
+        text.loc["statistic+clip", "catboost trees"] == "5, gpu" and text.loc["statistic+blip", "catboost trees"] == ""
+    )
+    assert table_one.limit_warning(table_one.table_one(SETS, results, TARGET, FOLDS, LACKING)[0]) == ""
+
+
+def test_the_papers_rows_take_the_full_block_where_the_run_has_it(release, tmp_path):
+    from kit.release.smpd import read_release
+
+    run = Run.open(tmp_path, step="03_clip_ft")
+    run.write_posts(read_release(release.write()))
+    assert [one.name for one in table_one.parse_sets(["paper"], run)] == [
+        one.name for one in table_one.parse_sets(["paper"])
+    ]
+    run.write_block(Block("clip_ft_full", np.ones((52, 1), np.float32), ["a"]))
+    sets = table_one.parse_sets(["paper", "statistic+clip_ft"], run)
+    assert [one.name for one in sets if "clip_ft" in one.blocks] == ["statistic+clip_ft"]
+    assert sets[11].name == "statistic+behaviour+clip_ft_full"
+    beside = table_one.beside_paper(pd.DataFrame({"features": [one.name for one in sets]})).set_index("features")
+    assert beside.loc["statistic+behaviour+clip_ft_full", "paper_fusion_src"] == 0.7395
+    assert np.isnan(beside.loc["statistic+clip_ft", "paper_fusion_src"])
 
 
 def test_gains_are_against_the_set_inside_and_the_row_above():
