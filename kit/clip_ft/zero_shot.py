@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kit.clip_ft.train import batches
 from kit.encoders.text_tower import TextTower
 from kit.release.taxonomy import prompt_names
 
@@ -41,7 +40,8 @@ def zero_shot_classes(tower: TextTower, names: Sequence[str], template: str = "a
 
 def zero_shot_accuracy(features: np.ndarray, class_emb: Tensor, labels: np.ndarray, rows: np.ndarray) -> float:
     """Share of ``rows`` whose feature (n_posts, d) is nearest to its own class embedding (K, d)."""
+    parts = np.array_split(rows, max(1, -(-len(rows) // 8192)))
     hits = [
-        np.asarray(features[part], np.float32) @ class_emb.cpu().numpy().T for part in batches(rows, 8192)
+        np.asarray(features[part], np.float32) @ class_emb.cpu().numpy().T for part in parts
     ]  # cosines up to the norm of each row, which does not change the order of its classes
     return float((np.concatenate(hits).argmax(axis=1) == labels[rows]).mean())

@@ -18,29 +18,41 @@ from kit.base.files import hash_file, matches, read_json, write_json
 from kit.base.machine import package_versions
 from kit.run.marks import RECORD_KEYS, done_path, left_out_path, pending_path, read_mark, read_record
 
+REDRAW = "redrawing figures"
 
-def code_hashes(notebook: Path) -> dict[str, str]:
-    """Hash of the notebook's code and of every kit module it imports, directly or not (``kit.base.code``).
 
-    Prose does not count; nor does the parameters cell, whose values are compared one by one.
+def code_hashes(notebook: Path) -> dict[str, dict[str, str]]:
+    """Hashes of the code that a notebook runs: the notebook, and every kit module it imports, directly or not.
+
+    Prose does not count; nor does the parameters cell, whose values are compared one by one (see ``kit.base.code``).
+
+    Returns:
+        "code": what computes; "figures": what only draws, ``kit.viz`` and modules that nothing else here imports.
     """
     cells = [cell for cell in read_json(notebook)["cells"] if cell["cell_type"] == "code"]
-    code = "\n".join("".join(cell["source"]) for cell in cells if "parameters" not in cell["metadata"].get("tags", []))
-    tree = ast.parse(code)
+    source = "\n".join(
+        "".join(cell["source"]) for cell in cells if "parameters" not in cell["metadata"].get("tags", [])
+    )
+    tree = ast.parse(source)
     imports = kit_imports(tree)
-    return {notebook.stem: hash_code(tree), **module_hashes(imports)}
+    drawing = {module for module in imports if module.startswith("kit.viz.")}
+    code = {notebook.stem: hash_code(tree), **module_hashes(imports - drawing)}
+    return {"code": code, "figures": {m: value for m, value in module_hashes(drawing).items() if m not in code}}
 
 
 def current_stamp(notebook: Path, parameters: dict[str, Any]) -> dict:
     """What the step would be made with now."""
     # through JSON, so that it compares equal with a stamp that was written and read
     return json.loads(json.dumps({
-        "code": code_hashes(notebook), "parameters": parameters, "packages": package_versions(),
+        **code_hashes(notebook), "parameters": parameters, "packages": package_versions(),
     }))  # fmt: skip
 
 
 def why_stale(run_dir: Path, step: str, stamp: dict) -> str | None:
-    """Why the step must run (again), in words: the first reason, and how many more; None if all it made is still right."""
+    """Why the step must run (again), in words: the first reason, and how many more; None if all it made is still right.
+
+    Where only code that draws has changed, the reason begins with ``REDRAW``: fits and features are read back.
+    """
     mark = read_mark(run_dir, step)
     if mark is None:
         return _why_no_mark(run_dir, step)
@@ -52,6 +64,8 @@ def why_stale(run_dir: Path, step: str, stamp: dict) -> str | None:
         *_changed_files("input", run_dir, mark["reads"]),
         *_changed_files("artefact", run_dir, mark["writes"]),
     ]
+    if not reasons and (drawn := next(_changes("code of", mark.get("figures", {}), stamp["figures"]), None)):
+        return f"{REDRAW}: {drawn}"
     more = f" (and {len(reasons) - 1} more change{'s' * (len(reasons) > 2)})" if len(reasons) > 1 else ""
     return reasons[0] + more if reasons else None
 

@@ -34,7 +34,7 @@ def walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argument
             saved_s = read_mark(run_dir, step.name)["seconds"]
             print(f"{step.name:{width}}  up to date (skipped, saves {saved_s:.0f} s)", flush=True)
             continue
-        print(f"{step.name:{width}}  running: {reason}", flush=True)
+        print(f"{step.name:{width}}  {'' if reason.startswith(stamps.REDRAW) else 'running: '}{reason}", flush=True)
         if not n_tried:
             print(f"machine: {machine.describe()}", flush=True)
         if not n_tried and (damaged := repair.set_aside_damaged(run_dir)):

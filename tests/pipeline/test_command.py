@@ -1,6 +1,7 @@
 """The chain as a user sees it: what runs, what is skipped, and what is said when something is wrong."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import nbformat
 import psutil
 import pytest
 
+from kit.base import code
 from kit.base.errors import InputError
 from kit.base.files import read_json
 from kit.base.locks import lock, lock_holder
@@ -102,6 +104,23 @@ def test_force_computes_again_what_the_step_had_kept(chain):
     assert made("--set", "05.n=2") == 0
     assert made("--set", "05.n=2", "--force", "05") == 1
     assert other.exists()
+
+
+def test_figures_are_redrawn_and_nothing_is_fitted(chain, capsys, tmp_path, monkeypatch):
+    fit = 'made = not (run.folder("studies") / "fit").exists()\n(run.folder("studies") / "fit").touch()'
+    _notebook(chain.folder, "05_third", "from kit.viz import tables", fit, "run.finish(made=int(made))")
+    assert chain() == 0
+    shutil.copytree(PROJECT_ROOT / "kit", tmp_path / "kit", ignore=shutil.ignore_patterns("__pycache__"))
+    with open(tmp_path / "kit" / "viz" / "tables.py", "a") as handle:
+        handle.write("NEW = 1\n")
+    monkeypatch.setattr(code, "PACKAGE", tmp_path / "kit")
+    capsys.readouterr()
+    assert chain() == 0
+    said = _states(capsys.readouterr().out)
+    assert said["05_third"] == "redrawing figures: code of kit.viz.tables changed"
+    assert "up to date" in said["01_first"] and "up to date" in said["02_second"]
+    assert read_json(chain.dir / "done" / "05_third.json")["metrics"] == {"made": 0}
+    assert chain() == 0 and "up to date" in _states(capsys.readouterr().out)["05_third"]
 
 
 def test_only_and_from_leave_the_rest(chain, capsys):

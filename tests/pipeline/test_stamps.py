@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from kit.base import code
+from kit.base.paths import PROJECT_ROOT
 from kit.boosting.fit import fit_folds
 from kit.encoders.bulk import encode_texts
 from kit.pipeline import stamps
+from kit.pipeline.steps import notebooks
 from kit.release.smpd import read_release
 from kit.run import repair
 from kit.run.block import Block
@@ -31,7 +35,7 @@ def _notebook(path, *cells, prose="# Title"):
 
 def _hash(tmp_path, source, **options):
     path = _notebook(tmp_path / "09_test.ipynb", ({"tags": ["parameters"]}, "a: int = 1"), ({}, source), **options)
-    return stamps.code_hashes(path)["09_test"]
+    return stamps.code_hashes(path)["code"]["09_test"]
 
 
 def test_only_code_counts(tmp_path):
@@ -45,11 +49,46 @@ def test_only_code_counts(tmp_path):
 
 def test_imports_are_followed(tmp_path):
     path = tmp_path / "09_test.ipynb"
-    code = "from kit.base import metrics\nimport kit.run.predictions\nfrom kit.boosting.fit import fit_folds"
-    hashes = set(stamps.code_hashes(_notebook(path, ({}, code))))
+    source = "from kit.base import metrics\nimport kit.run.predictions\nfrom kit.boosting.fit import fit_folds"
+    hashes = set(stamps.code_hashes(_notebook(path, ({}, source)))["code"])
     assert {"kit.base.metrics", "kit.run.predictions", "kit.boosting.fit", "kit.run.folds", "kit.base.files"} <= hashes
     assert "kit.release.smpd" not in hashes and "kit.run" not in hashes and "kit.base.errors" not in hashes
-    assert "kit.release.smpd" in stamps.code_hashes(_notebook(path, ({}, "from kit.release import smpd")))
+    assert "kit.release.smpd" in stamps.code_hashes(_notebook(path, ({}, "from kit.release import smpd")))["code"]
+
+
+@pytest.fixture
+def edited_kit(tmp_path, monkeypatch):
+    """edited_kit(file, old, new): from now on code is read from a copy of the kit with that one edit."""
+
+    def edit(name, old, new):
+        folder = tmp_path / name.replace("/", "_") / "kit"
+        shutil.copytree(PROJECT_ROOT / "kit", folder, ignore=shutil.ignore_patterns("__pycache__"))
+        source = (folder / name).read_text()
+        assert old in source
+        (folder / name).write_text(source.replace(old, new, 1))
+        monkeypatch.setattr(code, "PACKAGE", folder)
+
+    return edit
+
+
+def _stale_parts(before):
+    """Notebook number -> the parts of its hashes that are others than before."""
+    now = {path.stem[:2]: stamps.code_hashes(path) for path in notebooks()}
+    return {number: {part for part in now[number] if now[number][part] != before[number][part]} for number in now}
+
+
+def test_a_colour_makes_no_computing_stale(edited_kit):
+    before = {path.stem[:2]: stamps.code_hashes(path) for path in notebooks()}
+    assert set().union(*_stale_parts(before).values()) == set()
+    edited_kit("viz/figures.py", "COLOURS = {", 'COLOURS = {"new": "#123456", ')
+    stale = _stale_parts(before)
+    assert set().union(*stale.values()) == {"figures"} and stale["01"] == stale["06"] == {"figures"}
+
+
+def test_the_loss_of_clip_ft_does_not_make_the_prototypes_stale(edited_kit):
+    before = {path.stem[:2]: stamps.code_hashes(path) for path in notebooks()}
+    edited_kit("clip_ft/train.py", "from __future__", "ONE = 1\nfrom __future__")
+    assert [number for number, parts in _stale_parts(before).items() if parts] == ["03"]
 
 
 @pytest.fixture
@@ -64,7 +103,8 @@ def finished(release, tmp_path):
     run.use(tmp_path / "weights", tmp_path / "absent")
     run.write_table("t", run.posts()[["Pid"]])
     run.finish(columns=1)
-    stamp = {"code": {"04_features": "a", "kit.x": "b"}, "parameters": {"n": 5}, "packages": {"numpy": "2"}}
+    stamp = {"code": {"04_features": "a", "kit.x": "b"}, "figures": {"kit.viz.x": "c"},
+             "parameters": {"n": 5}, "packages": {"numpy": "2"}}  # fmt: skip
     stamps.write_mark(run.dir, "04_features", stamp, seconds=2.5, peak_mb=9)
     return run, stamp
 
@@ -86,6 +126,12 @@ def test_the_reason_is_named(finished, tmp_path):
     assert _why(finished, parameters={"n": 5, "m": "x"}) == "parameter m (not set) -> 'x'"
     assert _why(finished, code={"04_features": "a", "kit.x": "c"}) == "code of kit.x changed"
     assert _why(finished, packages={"numpy": "3"}) == "package numpy '2' -> '3'"
+
+
+def test_code_that_draws_is_told_apart(finished):
+    drawn = {"figures": {"kit.viz.x": "d"}}
+    assert _why(finished, **drawn) == "redrawing figures: code of kit.viz.x changed"
+    assert _why(finished, **drawn, parameters={"n": 10}) == "parameter n 5 -> 10"  # computed anew, so drawn anew
 
 
 def test_more_than_one_reason_is_counted(finished):
@@ -247,7 +293,7 @@ def test_a_damaged_block_is_a_reason(finished):
     run = Run.open(finished[0].dir, step="05_x")
     run.write_block(Block("clip", np.zeros((52, 1), np.float32), ["x"]))
     run.finish()
-    stamp = {"code": {}, "parameters": {}, "packages": {}}
+    stamp = {"code": {}, "parameters": {}, "packages": {}, "figures": {}}
     stamps.write_mark(run.dir, "05_x", stamp)
     path = run.dir / "blocks" / "clip" / "meta.json"
     path.write_bytes(path.read_bytes()[:20])
