@@ -23,7 +23,6 @@ from kit.base.progress import progress
 from kit.boosting.data import ROWS_PER_THREAD, Data, Interrupted, TrainingSide, some_rows
 from kit.boosting.history import LabelHistory
 from kit.boosting.learners import LEARNERS, device_for
-from kit.boosting.lightgbm import silence_thread
 from kit.boosting.result import FoldResult, collect
 from kit.boosting.ridge import RidgeStack
 from kit.boosting.store import Store
@@ -210,7 +209,7 @@ def _side_by_side(fold: Callable[[int], dict], n_folds: int, fitter: _Fitter, la
 
     blas_threads = max(1, fitter.n_threads // fitter.at_once)
     with (
-        ThreadPoolExecutor(fitter.at_once, initializer=silence_thread) as pool,
+        ThreadPoolExecutor(fitter.at_once) as pool,
         threadpool_limits(blas_threads, "blas"),
     ):
         parts = [pool.submit(guarded, k) for k in range(n_folds)]

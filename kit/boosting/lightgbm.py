@@ -1,10 +1,14 @@
-"""LightGBM: all posts binned once, then fit on some rows of the bins, predict others."""
+"""LightGBM: every fit bins the rows that teach it, and no others.
+
+Two faults of LightGBM 4.7.0 decide how its datasets are made here. ``Dataset.subset`` keeps the bins of all posts, from
+which the size of an index is estimated; rows that hold more non-zero values than the estimate allows overflow it, and the
+process dies. Exclusive feature bundling takes the wrong rows as used for columns that have one value other than zero in 70 %
+of the rows or more, bundles columns that conflict, and loses values. So each fit has a dataset of its own rows, without bundles.
+"""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import lightgbm
@@ -31,62 +35,34 @@ LIGHTGBM = {
 }
 
 
-# that raw data are gone, as they should be, and that a part of a dataset is given its number of threads
-EXPECTED = (
-    "Cannot add features from NoneType",
-    "Resetting categorical features",
-    "Overriding the parameters from Reference",
-)
+class _Rows(lightgbm.Sequence):
+    """Some posts as LightGBM reads them: single ones, ascending, to find bins; then all by pieces, to fill them."""
 
-
-class _Logger:
-    """What LightGBM has to say, without what it says though told to be silent, and without what is EXPECTED."""
-
-    def info(self, message: str) -> None:
-        """Messages of the library itself, whose errors are raised."""
-
-    def warning(self, message: str) -> None:
-        if not message.startswith(EXPECTED):
-            warnings.warn(message, stacklevel=3)
-
-
-lightgbm.register_logger(_Logger())
-
-
-def silence_thread() -> None:
-    """Bring the calling thread's messages of LightGBM to the logger, too; without it they go straight to the terminal."""
-    library = (
-        lightgbm.basic._LIB
-    )  # which knows the logger of the thread that imported it, and has no public way to tell it
-    library.LGBM_RegisterLogCallback(library.callback)
-
-
-class _Sequence(lightgbm.Sequence):
-    """Data as LightGBM reads it: single rows, ascending, to find bins; then all rows by pieces, to fill them."""
-
-    def __init__(self, data: Data):
-        self._data = data
+    def __init__(self, data: Data, taught: np.ndarray | None, rows: np.ndarray):
+        self._data, self._taught, self._rows = data, taught, rows
         self.batch_size = piece_rows(data.values.shape[1])
         self._piece: tuple[int, np.ndarray] = -1, np.empty(0)
 
-    def __getitem__(self, rows: slice | int) -> np.ndarray:
-        if isinstance(rows, slice):
-            return self._data.take(rows)
-        number, place = divmod(int(rows), self.batch_size)
+    def __getitem__(self, places: slice | int) -> np.ndarray:
+        if isinstance(places, slice):
+            rows = self._rows[places]
+            values = self._data.take(rows)
+            return values if self._taught is None else np.hstack([values, self._taught[rows]])
+        number, place = divmod(int(places), self.batch_size)
         if number != self._piece[0]:
             start = number * self.batch_size
-            self._piece = number, self._data.take(slice(start, start + self.batch_size))
+            self._piece = number, self[start : start + self.batch_size]
         return self._piece[1][place].astype(np.float64)
 
     def __len__(self) -> int:
-        return len(self._data.values)
+        return len(self._rows)
 
 
 class LightGBM:
-    """One binned dataset of all posts, of which every fit takes its rows; taught columns are binned beside it.
+    """LightGBM on the data's columns and, as the last ones, the taught ones.
 
     Args:
-        binned: from ``prepare``.
+        prepared: from ``prepare``.
         taught: (n_posts, t) float32 columns of this training side, or None.
         weight: (n_posts,) >= 0.
         n_threads: of every fit.
@@ -96,14 +72,11 @@ class LightGBM:
     suffix = ".txt"
 
     def __init__(
-        self, binned: _LightGBMBins, taught: np.ndarray | None, weight: np.ndarray, n_threads: int,
+        self, prepared: tuple[Data, dict], taught: np.ndarray | None, weight: np.ndarray, n_threads: int,
         stopped: Callable[[], bool] = lambda: False,
     ):  # fmt: skip
-        self._binned, self._weight, self._stopped = binned, weight, stopped
-        n_threads = max(1, min(n_threads, len(weight) // ROWS_PER_THREAD))
-        self._params = binned.params | {"num_threads": n_threads}
-        self._taught = taught
-        self._taught_bins = None if taught is None else lightgbm.Dataset(taught, params=self._params).construct()
+        (self._data, params), self._taught, self._weight, self._stopped = prepared, taught, weight, stopped
+        self._params = params | {"num_threads": max(1, min(n_threads, len(weight) // ROWS_PER_THREAD))}
 
     @staticmethod
     def settings(params: dict, n_columns: int) -> dict:
@@ -111,17 +84,12 @@ class LightGBM:
         return LIGHTGBM | {"max_bin": 63 if n_columns > WIDE else 255} | params
 
     @staticmethod
-    def prepare(data: Data, params: dict, n_threads: int, seed: int, device: str) -> _LightGBMBins:
-        """The bins of all posts, one byte per value, from a pass over the data by pieces."""
-        params = params | {
-            "seed": seed,
-            "deterministic": True,
-            "force_col_wise": True,
-            "verbosity": -1,
-            "device_type": device,
-            "feature_pre_filter": False,
-        }
-        return _LightGBMBins(data, params, _binned(data, params | {"num_threads": n_threads}))
+    def prepare(data: Data, params: dict, n_threads: int, seed: int, device: str) -> tuple[Data, dict]:
+        """The data, and the parameters of every fit."""
+        n_rows = np.clip(BIN_MB * (1 << 20) // (BIN_B * max(1, data.values.shape[1])), *BIN_ROWS)
+        fixed = {"seed": seed, "deterministic": True, "force_col_wise": True, "enable_bundle": False, "verbosity": -1,
+                 "device_type": device}  # fmt: skip
+        return data, {"bin_construct_sample_cnt": int(n_rows)} | params | fixed
 
     def fit(self, rows: np.ndarray, rounds: int, stop_rows: np.ndarray | None = None, patience: int = 0) -> int:
         """Fits on rows (ascending, repeats count); returns the number of trees, the best for stop_rows where given.
@@ -130,21 +98,18 @@ class LightGBM:
             Interrupted: somebody asked it to stop.
         """
         watch, callbacks = {}, [self._look_up]
+        taught_by = self._dataset(rows, self._weight[rows])
         if stop_rows is not None:
-            watch = {"valid_sets": [self._rows(stop_rows).set_weight(np.ones(len(stop_rows)))]}
+            watch = {"valid_sets": [self._dataset(stop_rows, None, taught_by)]}
             callbacks.append(lightgbm.early_stopping(patience, first_metric_only=True, verbose=False))
-        taught_by = self._rows(rows).set_weight(self._weight[rows])
         self._booster = lightgbm.train(self._params, taught_by, rounds, callbacks=callbacks, **watch)
         return self._booster.best_iteration if stop_rows is not None else rounds
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
         """(len(rows),) float64."""
-        data, out = self._binned.data, np.empty(len(rows))
-        for piece in pieces(len(rows), data.values.shape[1]):
-            values = data.take(rows[piece])
-            if self._taught is not None:
-                values = np.hstack([values, self._taught[rows[piece]]])
-            out[piece] = self._booster.predict(values, num_threads=self._params["num_threads"])
+        values, out = _Rows(self._data, self._taught, rows), np.empty(len(rows))
+        for piece in pieces(len(rows), len(self._data.coded)):
+            out[piece] = self._booster.predict(values[piece], num_threads=self._params["num_threads"])
         return out
 
     def gain(self) -> np.ndarray:
@@ -155,29 +120,14 @@ class LightGBM:
         """Write the model in LightGBM's text format."""
         self._booster.save_model(str(path))
 
-    def _rows(self, rows: np.ndarray) -> lightgbm.Dataset:
-        # every call names the number of threads: it is one for the whole process, and a fit beside this one counts on it
-        out = self._binned.bins.subset(rows, self._params).construct()
-        if self._taught_bins is not None:
-            out.add_features_from(self._taught_bins.subset(rows, self._params).construct())
-        return out
+    def _dataset(
+        self, rows: np.ndarray, weight: np.ndarray | None, reference: lightgbm.Dataset | None = None
+    ) -> lightgbm.Dataset:
+        return lightgbm.Dataset(
+            _Rows(self._data, self._taught, rows), self._data.target[rows], weight=weight, reference=reference,
+            params=self._params, categorical_feature=np.flatnonzero(self._data.coded).tolist(),
+        )  # fmt: skip
 
     def _look_up(self, _: object) -> None:
         if self._stopped():
             raise Interrupted
-
-
-@dataclass(frozen=True)
-class _LightGBMBins:
-    data: Data
-    params: dict
-    bins: lightgbm.Dataset
-
-
-def _binned(data: Data, params: dict) -> lightgbm.Dataset:
-    """Bins found on some posts, then filled from all posts by pieces."""
-    n_rows = np.clip(BIN_MB * (1 << 20) // (BIN_B * max(1, data.values.shape[1])), *BIN_ROWS)
-    return lightgbm.Dataset(
-        _Sequence(data), np.nan_to_num(data.target), params={"bin_construct_sample_cnt": int(n_rows)} | params,
-        categorical_feature=np.flatnonzero(data.coded).tolist(),
-    ).construct()  # fmt: skip

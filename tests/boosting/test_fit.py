@@ -3,12 +3,14 @@
 import json
 import threading
 
+import lightgbm
 import numpy as np
 import pytest
 
 from kit.base.errors import InputError
 from kit.base.metrics import mae, src
-from kit.boosting import learners, lightgbm
+from kit.boosting import learners
+from kit.boosting import lightgbm as lightgbm_learner
 from kit.boosting.data import Data, Interrupted
 from kit.boosting.fit import MODELS, TAUGHT, _Fitter, fit_folds
 from kit.boosting.learners import LEARNERS
@@ -131,7 +133,7 @@ def test_a_fit_can_be_stopped(model):
 def test_bins_of_many_posts_are_found_on_some_and_filled_by_pieces(monkeypatch):
     """With as many sampled posts as there are, and with few, the same things are learnt."""
     whole = fit(taught=True)
-    monkeypatch.setattr(lightgbm, "BIN_ROWS", (150, 150))
+    monkeypatch.setattr(lightgbm_learner, "BIN_ROWS", (150, 150))
     monkeypatch.setattr(matrix, "PIECE_MB", 1e-3)
     part = fit(taught=True)
     assert not np.array_equal(whole.oof, part.oof, equal_nan=True)
@@ -264,7 +266,7 @@ def test_a_missing_code_is_a_category_of_its_own(model, capfd):
     result = fit_folds(
         block, target, FOLDS, POSTS, model, FAST[model], taught=False, stop_share=0, rounds=60, n_threads=1
     )
-    assert mae(target[SCORED], result.oof[SCORED]) < 0.3
+    assert mae(target[SCORED], result.oof[SCORED]) < 0.4  # 0.75 for those who do not see it
     assert "Warning" not in "".join(capfd.readouterr())
 
 
@@ -330,3 +332,36 @@ def test_without_the_final_model_the_test_part_is_not_predicted():
 def test_a_training_side_with_nobody_left_is_named():
     with pytest.raises(InputError, match="leave no post"):
         fit(copies=np.zeros(len(POSTS)))
+
+
+def test_rows_with_more_values_than_the_whole_lets_expect():
+    """Of LightGBM 4.7.0 `Dataset.subset` ends the process here: 80,000 values where the bins of all posts promise 46,000."""
+    rng = np.random.default_rng(0)
+    values = np.zeros((16_000, 20), dtype=np.float32)
+    values[:8_000] = rng.integers(1, 9, (8_000, 20)) * (rng.random((8_000, 20)) < 0.5)
+    values[8_000:, 0] = rng.integers(2, size=8_000)
+    target = values[:, 0] + rng.standard_normal(len(values))
+    folds = np.r_[np.full(8_000, TRAIN_ONLY), np.arange(8_000) // 1_600]
+    posts = tiny_posts(len(values), 0)
+    options = {"taught": False, "final": False, "stop_share": 0, "rounds": 20, "n_threads": 1}
+    result = fit_folds(Block("sparse", values, [f"x{i}" for i in range(20)]), target, folds, posts, **options)
+    learner = LEARNERS["lightgbm"]
+    _, params = learner.prepare(Data(values, np.zeros(20, bool), target), learner.settings({}, 20), 1, 0, "cpu")
+    for k in range(5):
+        train_idx, valid_idx = fold_rows(folds, k)
+        own = lightgbm.Dataset(values[train_idx], target[train_idx], params=params)
+        booster = lightgbm.train(params | {"num_threads": 1}, own, 20)
+        assert np.array_equal(booster.predict(values[valid_idx]), result.oof[valid_idx])
+
+
+def test_columns_that_mostly_hold_one_value_are_not_bundled():
+    """Each of two columns is mostly 2; the label needs both. LightGBM 4.7.0 would bundle them and lose values."""
+    two = np.random.default_rng(0).random((2_000, 2)) < 0.15
+    block = Block("two", (2 + two * [1, -1]).astype(np.float32), ["up", "down"])
+    target, posts = two[:, 0] + 2.0 * two[:, 1], tiny_posts(2_000, 0)
+    params = {"extra_trees": False, "feature_fraction": 1, "bagging_fraction": 1, "lambda_l2": 0, "learning_rate": 0.5}
+    result = fit_folds(
+        block, target, make_folds(posts, 2, "user"), posts, params=params, taught=False, final=False, stop_share=0, rounds=60,
+        n_threads=1,
+    )  # fmt: skip
+    assert np.abs(result.oof - target).max() < 1e-3
