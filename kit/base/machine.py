@@ -53,13 +53,13 @@ def loaded_versions() -> str:
     return ", ".join([f"python {platform.python_version()}", *loaded])
 
 
-def peak_memory_mb() -> int:
-    """Largest resident memory of this process so far, in MB (0 where the system does not tell)."""
+def peak_memory_mb(children: bool = False) -> int:
+    """Largest resident memory so far of this process, or of any ended child of it, in MB (0 where the system does not tell)."""
     try:
         import resource
     except ImportError:  # Windows
         return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1 << 20 if platform.system() == "Darwin" else 1 << 10))
 
 

@@ -31,16 +31,20 @@ def end_with_runner(run_dir: Path) -> None:
 
         _working_in[run_dir] = os.open(run_dir, os.O_RDONLY)
         fcntl.flock(_working_in[run_dir], fcntl.LOCK_SH)
-    runner = int(os.environ[HEADLESS])
-    if sys.platform == "linux" and os.getppid() == runner:
+    end_with(int(os.environ[HEADLESS]))
+
+
+def end_with(pid: int) -> None:
+    """End this process as soon as that one is gone."""
+    if sys.platform == "linux" and os.getppid() == pid:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if not is_alive(runner):
+    if not is_alive(pid):
         os._exit(1)
-    threading.Thread(target=_watch, args=(runner,), daemon=True).start()
+    threading.Thread(target=_watch, args=(pid,), daemon=True).start()
 
 
-def _watch(runner: int) -> None:
-    while is_alive(runner):
+def _watch(pid: int) -> None:
+    while is_alive(pid):
         time.sleep(0.5)
     os._exit(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,13 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def progress(items: Iterable, total: int | None = None, label: str = "", unit: str = "it") -> Iterator:
-    """The items, with a tqdm bar in a terminal and otherwise at most one line per 10 s: count, rate, time left."""
+    """The items, with a tqdm bar in a terminal and otherwise at most one line per 10 s: count, rate, time left.
+
+    A worker process says nothing: whoever waits for it tells how many tasks are done.
+    """
+    if multiprocessing.parent_process():
+        yield from items
+        return
     if sys.stderr.isatty():
         from tqdm import tqdm
 
