@@ -5,13 +5,13 @@ export KIT_CALLED_FROM="$PWD" PIP_DISABLE_PIP_VERSION_CHECK=1
 cd "$(dirname "${BASH_SOURCE[0]}")"
 die() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
-find_python() { # the first Python that is new enough
-    for name in "${PYTHON:-python3}" python3.13 python3.12 python3.11 python3.10 python3 python; do
-        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+find_python() { # the first Python that the pinned packages have wheels for
+    for name in "${PYTHON:-python3}" python3.13 python3.12 python3.11 python3 python; do
+        if "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
             command -v "$name"; return
         fi
     done
-    die "Python 3.10 or newer is needed; install it from python.org or your system, or name it: PYTHON=/path/to/python3 $0"
+    die "Python 3.11, 3.12 or 3.13 is needed; install it from python.org or your system, or name it: PYTHON=/path/to/python3 $0"
 }
 
 # What is installed depends on these: a change in any of them installs again.

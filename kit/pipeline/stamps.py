@@ -128,7 +128,7 @@ def write_mark(run_dir: Path, step: str, stamp: dict, seconds: float | None = No
     if changed := next(_changed_files("artefact", run_dir, record["writes"]), None):
         raise RuntimeError(f"{changed} after the step had closed")
     seconds = record["kernel_s"] if seconds is None else round(seconds, 1)
-    finished = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     mark = {**record, **stamp, "seconds": seconds, "finished": finished, "peak_mb": max(peak_mb, record["peak_mb"])}
     write_json(done_path(run_dir, step), mark)
     pending_path(run_dir, step).unlink()
