@@ -128,7 +128,8 @@ def test_learns_something(finished):
 
 def test_second_call_skips_everything(finished, capsys):
     arguments, run_dir = finished
-    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock"}
+    files = [path for path in run_dir.rglob("*") if path.is_file() and not path.name.startswith(".lock")]
+    before = {path: path.stat().st_mtime_ns for path in files}
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "running" not in said and said.count("up to date") >= 4
@@ -172,4 +173,4 @@ def test_a_broken_release_leaves_no_artefact(release, capsys, tmp_path):
     error = capsys.readouterr().err
     assert "test_text.json is not valid JSON" in error and "Traceback" not in error
     left = [path.relative_to(tmp_path / "run").parts[0] for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    assert set(left) <= {"logs", "notebooks", ".lock"}
+    assert set(left) <= {"logs", "notebooks", ".lock", ".lock.json"}

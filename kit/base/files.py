@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -55,8 +56,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with open(temporary, "rb") as handle:
+        with open(temporary, "r+b") as handle:  # Windows flushes only what may be written
             os.fsync(handle.fileno())
+        temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
         os.replace(temporary, path)
     except Exception as error:
         if trouble := write_trouble(error, path):
@@ -65,6 +67,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@functools.cache
+def _umask() -> int:
+    """The file mode bits this process takes away; the system tells them only by setting others."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def write_trouble(error: BaseException, path: Path) -> InputError | None:

@@ -12,6 +12,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import joblib
 import psutil
 
 from kit.base.paths import PROJECT_ROOT
@@ -22,8 +23,8 @@ MB_PER_GB = 1024
 
 
 def usable_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use: affinity and a container's quota count."""
+    return joblib.cpu_count()
 
 
 def gpu_names() -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from kit.base.errors import InputError
 from kit.base.files import check_writable, write_trouble
-from kit.base.locks import lock
+from kit.base.locks import exclusive, lock
 from kit.base.paths import PROJECT_ROOT, resolve, shown
 from kit.demo.make import make_release
 from kit.pipeline import check
@@ -74,9 +74,8 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
     chosen = choose(steps, options)
     if options.list:
         return list_steps(steps, run_dir)
-    if data_dir == DEMO and not is_demo(DEMO):
-        print(f"making the synthetic demo release in {shown(DEMO)} ({DEMO_POSTS:,} posts)", flush=True)
-        make_release(DEMO, n_posts=DEMO_POSTS)
+    if data_dir == DEMO:
+        ensure_demo(DEMO, DEMO_POSTS)
     if options.check:
         return check.check(steps, data_dir, run_dir)
     check_writable(run_dir)
@@ -84,10 +83,18 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
         return walk(chosen, run_dir, options, arguments)
 
 
+def ensure_demo(folder: Path, n_posts: int) -> None:
+    """Make the synthetic release where there is none; of two calls at once one makes it and the other waits."""
+    if is_demo(folder):
+        return
+    with exclusive(folder.with_name(f".{folder.name}.lock")):
+        if not is_demo(folder):
+            print(f"making the synthetic demo release in {shown(folder)} ({n_posts:,} posts)", flush=True)
+            make_release(folder, n_posts=n_posts)
+
+
 def _lab() -> int:
-    if not is_demo(DEMO):
-        print(f"making the synthetic demo release in {shown(DEMO)}", flush=True)
-        make_release(DEMO, n_posts=DEMO_POSTS)
+    ensure_demo(DEMO, DEMO_POSTS)
     return subprocess.call([sys.executable, "-m", "jupyterlab"], cwd=NOTEBOOKS)
 
 

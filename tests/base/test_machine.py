@@ -1,10 +1,13 @@
 """What the machine computes with, as the driver tells it."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 from kit.base import machine
+from kit.base.paths import PROJECT_ROOT
 
 TELLS = "NVIDIA H100 80GB HBM3, 81559\nTesla T4, 15360\n"
 
@@ -43,3 +46,13 @@ def test_a_driver_without_gpus(driver, says, status):
 def test_no_driver(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert machine.gpu_names() == []
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_cores_are_those_this_process_may_use(monkeypatch):
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n" \
+           "from kit.base.machine import usable_cores; print(usable_cores())"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+    monkeypatch.setattr(machine.joblib, "cpu_count", lambda: 4)  # as in a container with a quota of 4
+    assert machine.usable_cores() == 4
