@@ -106,6 +106,14 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, default=_plain) + "\n")
 
 
+def write_first(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON unless the file is there: of several processes the first one's stays, whole."""
+    with atomic_path(path.with_name(f"first.{path.name}")) as temporary:
+        temporary.write_text(json.dumps(value), encoding="utf-8")
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file this kit wrote."""
     return json.loads(path.read_text(encoding="utf-8"))

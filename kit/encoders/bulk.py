@@ -20,19 +20,17 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from kit.base.code import code_of
 from kit.base.files import atomic_path, digest, read_json, write_json
+from kit.base.machine import package_versions, usable_cores
 from kit.base.progress import progress
-from kit.encoders.job import EncodedImages, ImageEncoder, Job, TextEncoder
-from kit.encoders.precision import (
-    MIN_PROBE_ITEMS,
-    default_batch,
-    default_devices,
-    forward,
-    probe_precision,
-)
+from kit.encoders.encoders import ImageEncoder, TextEncoder
+from kit.encoders.job import EncodedImages, Job, forget_networks
+from kit.encoders.precision import PRECISION_FILE, default_batch, default_devices, forward, settle_precision
 from kit.release.images import ImageDataset, check_bad_share, file_size, group_by_content
 
 SHARD_IMAGES, SHARD_TEXTS = 2048, 8192
+LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "pillow", "numpy")  # that compute features
 SECONDS_BETWEEN_LOOKS = 0.5  # for shards that other processes have finished
 Tick = Callable[[int], object]  # told how many more items are done
 
@@ -63,9 +61,9 @@ def encode_images(
     first, inverse = np.unique(group_by_content(paths), return_inverse=True)
     items = [paths[row] for row in first]
     devices = list(devices or default_devices())
-    job = Job(encoder, encode_files, items, Path(folder), shard_size, batch_size or default_batch(devices))
+    job = Job(encoder, encode_files, items, Path(folder), shard_size, batch_size or default_batch(devices), precision)
     stamp = digest([[paths[row], sizes[row], _mtime_ns(paths[row])] for row in first])
-    values, reasons = _run(job, stamp, precision, devices, "images")
+    values, reasons = _run(job, stamp, devices, "images")
     values, reasons = values[inverse], reasons[inverse]
     check_bad_share(paths, reasons, max_bad_share)
     return EncodedImages(values, reasons == "", reasons)
@@ -82,8 +80,8 @@ def encode_texts(
     rank[by_length] = np.arange(len(by_length))
     devices = list(devices or default_devices())
     items = [str(distinct[row]) for row in by_length]
-    job = Job(encoder, encode_strings, items, Path(folder), shard_size, batch_size or default_batch(devices))
-    values, _ = _run(job, digest(items), precision, devices, "texts")
+    job = Job(encoder, encode_strings, items, Path(folder), shard_size, batch_size or default_batch(devices), precision)
+    values, _ = _run(job, digest(items), devices, "texts")
     return values[rank[inverse]]
 
 
@@ -91,12 +89,12 @@ def encode_shard(job: Job, index: int, device: str = "cpu", tick: Tick = no_tick
     """Path of a finished shard, which is made unless it is there; safe to repeat, in any order and on any machine."""
     path = job.shard_path(index)
     if not path.is_file():
-        values, reasons = job.encode(
-            job.encoder, job.module_on(device), job.shard_items(index), job.batch_size, device, tick
-        )
+        precision = settle_precision(job, device)
+        module = job.module_on(device, precision)
+        values, reasons = job.encode(job.encoder, module, job.shard_items(index), job.batch_size, device, tick)
         if not np.isfinite(values).all() or np.abs(values).max(initial=0) > np.finfo(np.float16).max:
             raise ArithmeticError(
-                f"{job.encoder.name} gave values beyond float16 in {job.precision}; use precision='float32'"
+                f"{job.encoder.name} gave values beyond float16 in {precision}; use precision='float32'"
             )
         with atomic_path(path) as temporary:
             np.savez(temporary, values=values.astype(np.float16), reasons=np.array(reasons, dtype=str))
@@ -115,7 +113,8 @@ def encode_files(
     dataset = ImageDataset(paths, encoder.transform, encoder.draft_px)
     features, reasons = [], []
     on_gpu = device.startswith("cuda")
-    n_threads = min(16, os.cpu_count() or 1) if on_gpu else torch.get_num_threads()
+    cores = max(1, usable_cores() // max(1, torch.cuda.device_count()))  # each GPU has a process that decodes for it
+    n_threads = min(16, cores) if on_gpu else torch.get_num_threads()
     for pixels, why in dataset.batches(batch_size, n_threads, ahead=2 if on_gpu else 0):
         features.append(forward(encoder, module, torch.from_numpy(pixels), device))
         reasons += why
@@ -140,26 +139,38 @@ def encode_strings(
     return values[torch.argsort(order)].numpy(), [""] * len(texts)
 
 
-def _run(job: Job, items_stamp: str, precision: str, devices: list[str], label: str) -> tuple[np.ndarray, np.ndarray]:
+def _run(job: Job, items_stamp: str, devices: list[str], label: str) -> tuple[np.ndarray, np.ndarray]:
     """Make the missing shards and read all: values (n_items, d) float16, reasons (n_items,) object."""
-    _open_folder(job, items_stamp, precision, devices[0], label)
+    _open_folder(job, items_stamp, devices[0])
     missing = [index for index in range(job.n_shards) if not job.shard_path(index).is_file()]
     bar = progress(range(sum(len(job.shard_items(index)) for index in missing)), label=f"encode {label}", unit=label)
 
     def tick(n_items: int) -> None:
         deque(islice(bar, n_items), maxlen=0)
 
-    if len(devices) > 1 and len(missing) > 1:
-        _share(job, missing, devices[: len(missing)], tick)
-    else:
-        for index in missing:
-            encode_shard(job, index, devices[0], tick)
+    try:
+        if len(devices) > 1 and len(missing) > 1:
+            _share(job, missing, devices[: len(missing)], tick)
+        else:
+            for index in missing:
+                encode_shard(job, index, devices[0], tick)
+    finally:
+        forget_networks()
     next(bar, None)  # closes the bar
-    job.modules.clear()
-    shards = [np.load(job.shard_path(index)) for index in range(job.n_shards)]
-    return np.concatenate([shard["values"] for shard in shards]), np.concatenate(
-        [shard["reasons"].astype(object) for shard in shards]
-    )
+    return _read_shards(job)
+
+
+def _read_shards(job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """All shards, one after the other in memory."""
+    values, reasons = np.empty((0, 0), np.float16), []
+    for index in range(job.n_shards):
+        with np.load(job.shard_path(index)) as shard:
+            part = shard["values"]
+            reasons += shard["reasons"].tolist()
+        if index == 0:
+            values = np.empty((len(job.items), part.shape[1]), np.float16)
+        values[len(reasons) - len(part) : len(reasons)] = part
+    return values, np.array(reasons, dtype=object)
 
 
 def _share(job: Job, indices: list[int], devices: list[str], tick: Tick) -> None:
@@ -169,7 +180,8 @@ def _share(job: Job, indices: list[int], devices: list[str], tick: Tick) -> None
     workers = torch.multiprocessing.spawn(_work, (job, indices, taken, devices), nprocs=len(devices), join=False)
     waiting, ended = set(indices), False
     while not ended:
-        ended = workers.join(timeout=SECONDS_BETWEEN_LOOKS)  # raises what a worker raised
+        ended = workers.join(timeout=LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "pillow", "numpy")  # that compute features
+SECONDS_BETWEEN_LOOKS)  # raises what a worker raised
         done = {index for index in waiting if job.shard_path(index).is_file()}
         tick(sum(len(job.shard_items(index)) for index in done))
         waiting -= done
@@ -185,22 +197,25 @@ def _work(rank: int, job: Job, indices: list[int], taken: Any, devices: list[str
         encode_shard(job, indices[place], devices[rank])
 
 
-def _open_folder(job: Job, items_stamp: str, precision: str, device: str, label: str) -> None:
-    """Keep the shards of an interrupted call with the same model and items, drop others; settle the precision."""
-    stamp = {"encoder": job.encoder.name, "fingerprint": job.encoder.fingerprint, "items": items_stamp,
-             "shard_size": job.shard_size, "asked": precision, "device": device.split(":")[0]}  # fmt: skip
-    path = job.folder / "job.json"
-    known = read_json(path) if path.is_file() else {}
-    if {key: known.get(key) for key in stamp} == stamp:
-        job.precision = known["precision"]
-        return
-    for old in [*job.folder.glob("[0-9]*.npz"), *job.folder.glob(".*.npz")]:
-        old.unlink()
-    job.precision, words = ("float32" if precision == "auto" else precision), ""
-    if precision == "auto" and len(job.items) >= MIN_PROBE_ITEMS:
-        job.precision, words = probe_precision(job, device)
-        print(f"{job.encoder.name}: {len(job.items):,} distinct {label}, {job.precision} on {device} ({words})")
-    write_json(path, {**stamp, "precision": job.precision, "probe": words})
+def _open_folder(job: Job, items_stamp: str, device: str) -> None:
+    """Keep the shards of an interrupted call with the same model, items, code and libraries; drop others.
+
+    Shards in float32 are kept on another kind of device, too; in half precision only where none is left to make.
+    """
+    stamp = {
+        "encoder": job.encoder.name, "fingerprint": job.encoder.fingerprint, "items": items_stamp,
+        "shard_size": job.shard_size, "asked": job.precision, "code": code_of("kit.encoders.bulk", job.encoder.made_by),
+        "libraries": {name: package_versions().get(name) for name in LIBRARIES},
+    }  # fmt: skip
+    path, found = job.folder / "job.json", job.folder / PRECISION_FILE
+    if path.is_file() and read_json(path) == stamp:
+        probed = read_json(found) if found.is_file() else {"precision": "float32"}
+        complete = all(job.shard_path(index).is_file() for index in range(job.n_shards))
+        if complete or probed["precision"] == "float32" or probed["device"] == device.split(":")[0]:
+            return
+    for old in [*job.folder.glob("[0-9]*.npz"), *job.folder.glob(".*.npz"), found]:
+        old.unlink(missing_ok=True)
+    write_json(path, stamp)
 
 
 def _token_batches(lengths: Tensor, max_tokens: int) -> Iterator[Tensor]:

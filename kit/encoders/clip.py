@@ -8,38 +8,38 @@ put by hand under ``inputs/weights``.
 
 from __future__ import annotations
 
-import difflib
 import json
-import os
-import socket
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import urlparse
 
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.pretrained import get_pretrained_cfg
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
+from torchvision.transforms import Compose
 
 from kit.base.errors import InputError
 from kit.base.files import atomic_path, read_json, write_json
-from kit.base.paths import resolve, shown
-from kit.encoders.precision import weights_fingerprint
+from kit.base.paths import resolve
+from kit.encoders.encoders import ImageEncoder, TextEncoder, weights_fingerprint
 from kit.encoders.text_tower import TextTower, make_text_tower
+from kit.encoders.weights import (
+    CLIP_CONFIG,
+    LOCAL_DIR,
+    SUFFIXES,
+    TINY,
+    WEIGHTS_DIR,
+    WITHOUT_CLIP,
+    clip_name,
+    clip_tag,
+    ready_network,
+)
 
-WEIGHTS_DIR = "inputs/weights"
-TINY = "smp-tiny"
-WITHOUT_WEIGHTS = f"without such weights: --set 02.clip_model={TINY} trains the bundled tiny model instead"
-SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 MIN_COSINE = 0.999  # between the fingerprint of a saved model and the same image and text embedded after loading
-
-
-# --- loading and saving ----------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -68,54 +68,53 @@ class Clip:
     config: dict
     fingerprint: str
 
-    def image_encoder(self) -> ClipImageEncoder:
-        """Its image tower for ``kit.encoders.bulk.encode_images``."""
-        return ClipImageEncoder(self)
+    def image_encoder(self) -> ImageEncoder:
+        """Its image tower for ``kit.encoders.bulk.encode_images``; rows of norm 1."""
+        *resize, _, normalize = self.preprocess.transforms
+        return ImageEncoder(
+            f"{self.name} image", self.model.visual, Compose(resize), normalize.mean, normalize.std, unit=True,
+            fingerprint=self.fingerprint, made_by=__name__,
+        )  # fmt: skip
 
-    def text_encoder(self) -> ClipTextEncoder:
-        """Its text tower for ``kit.encoders.bulk.encode_texts``."""
-        return ClipTextEncoder(self)
+    def text_encoder(self) -> TextEncoder:
+        """Its text tower for ``kit.encoders.bulk.encode_texts``; rows of norm 1."""
+        return TextEncoder(f"{self.name} text", self.text, unit=True, fingerprint=self.fingerprint, made_by=__name__)
 
 
 def load_clip(name: str, pretrained: str = "", weights_dir: str | Path = WEIGHTS_DIR) -> Clip:
     """A pre-trained CLIP model; never one with random weights or another model's preprocessing.
 
     Args:
-        name: ``local-dir:PATH``, ``hf-hub:ORG/REPO``, or an open_clip architecture such as ``ViT-B-32``.
+        name: ``local-dir:PATH``, ``hf-hub:ORG/REPO``, or an open_clip architecture such as ``ViT-B-32``; one that is not on
+            this computer is downloaded.
         pretrained: the tag of the weights when ``name`` is an architecture, e.g. ``laion2b_s34b_b79k``.
         weights_dir: where weights put by hand lie, as ``<name>-<tag>/`` or ``<name>-<tag>.safetensors``.
     Raises:
         InputError: unknown name or tag, weights missing, damaged or not those the folder's fingerprint tells of.
     """
-    if name.startswith(open_clip.factory.LOCAL_DIR_PREFIX):
-        return load_folder(resolve(name.removeprefix(open_clip.factory.LOCAL_DIR_PREFIX)))
-    if name.startswith(open_clip.factory.HF_HUB_PREFIX):
-        return _build(name, name, f"Without network, copy the repository's files into a folder and use local-dir:FOLDER; "
-                                  f"{WITHOUT_WEIGHTS}.")  # fmt: skip
-    tag = _tag_config(name, pretrained)
-    local = local_weights(name, pretrained, weights_dir)
-    if local is not None and local.is_dir():
-        return load_folder(local)
-    missing = missing_weights(name, pretrained, weights_dir)
-    if missing and not _hub_reachable():
-        raise InputError(missing)
-    options = {"pretrained": str(local or pretrained), "force_preprocess_cfg": _preprocess_of_tag(tag)}
-    return _build(name, f"{name} {pretrained}", missing or f"Is {local} complete?", **options)
+    if name.startswith(LOCAL_DIR):
+        return load_folder(resolve(name.removeprefix(LOCAL_DIR)))
+    if name == TINY:
+        raise InputError(f"{TINY} has no weights of its own: kit.encoders.tiny trains it on the run's train posts")
+    model = clip_name(name, pretrained)
+    path = ready_network("clip", model, weights_dir, download=True)
+    if path.is_dir():
+        return load_folder(path)
+    options = {"pretrained": str(path), "force_preprocess_cfg": _preprocess_of_tag(clip_tag(model))}
+    return _build(name, model, f"Is {path} complete?", **options)
 
 
 def load_folder(folder: Path) -> Clip:
     """The model saved in a folder, checked against ``fingerprint.json`` if that is there."""
-    if not (folder / "open_clip_config.json").is_file():
+    if not (folder / CLIP_CONFIG[0]).is_file():
         raise InputError(f"{folder} holds no open_clip_config.json, so neither architecture nor preprocessing is known")
     if not any(path.suffix in SUFFIXES[:-1] for path in folder.iterdir()):
         odd = ", ".join(path.name for path in folder.iterdir() if path.suffix in (".pt", ".ckpt")) or "none"
         raise InputError(
             f"{folder} holds no weights: a .safetensors, .bin or .pth file is expected (other weights found: {odd}; "
-            f"open_clip would ignore these and start from random numbers: rename a .pt file to .pth); {WITHOUT_WEIGHTS}."
+            f"open_clip would ignore these and start from random numbers: rename a .pt file to .pth); {WITHOUT_CLIP}."
         )
-    clip = _build(
-        f"{open_clip.factory.LOCAL_DIR_PREFIX}{folder}", folder.name, "The folder's config or weights are damaged."
-    )
+    clip = _build(f"{LOCAL_DIR}{folder}", folder.name, "The folder's config or weights are damaged.")
     if (folder / "fingerprint.json").is_file():
         _check_fingerprint(clip, read_json(folder / "fingerprint.json"), folder)
     return clip
@@ -127,7 +126,7 @@ def save_clip(clip: Clip, folder: str | Path) -> Path:
     state = {name: value.contiguous().cpu().clone() for name, value in clip.model.state_dict().items()}
     with atomic_path(folder / "open_clip_model.safetensors") as temporary:
         save_file(state, temporary)
-    write_json(folder / "open_clip_config.json", clip.config)
+    write_json(folder / CLIP_CONFIG[0], clip.config)
     probe = {"hash": clip.fingerprint, **_probe(clip)}
     write_json(folder / "fingerprint.json", probe)
     return folder
@@ -154,28 +153,6 @@ def wrap_model(model: nn.Module, tokenizer, model_cfg: dict, name: str) -> Clip:
     )  # fmt: skip
 
 
-def missing_weights(name: str, pretrained: str = "", weights_dir: str | Path = WEIGHTS_DIR) -> str:
-    """What has to be put where before ``load_clip`` works without network; ``""`` if nothing is missing."""
-    if name == TINY:
-        return ""
-    if name.startswith(open_clip.factory.LOCAL_DIR_PREFIX):
-        folder = resolve(name.removeprefix(open_clip.factory.LOCAL_DIR_PREFIX))
-        return "" if (folder / "open_clip_config.json").is_file() else f"{folder} holds no open_clip_config.json."
-    if name.startswith(open_clip.factory.HF_HUB_PREFIX):
-        repo = name.removeprefix(open_clip.factory.HF_HUB_PREFIX)
-        return "" if _in_hub_cache(repo) else f"{repo} is not in the hub's cache; it has to be downloaded."
-    tag = _tag_config(name, pretrained)
-    repo = tag.get("hf_hub", "").rstrip("/")
-    if local_weights(name, pretrained, weights_dir) or (repo and _in_hub_cache(repo)):
-        return ""
-    source = f"huggingface.co/{repo} (open_clip_model.safetensors)" if repo else tag.get("url", "")
-    target = resolve(weights_dir) / f"{name}-{pretrained}.safetensors"
-    return (
-        f"The weights '{pretrained}' of {name} are not on this computer. Get them from {source} and save the file as "
-        f"{shown(target)} (another suffix of {', '.join(SUFFIXES)} if that is what it is); {WITHOUT_WEIGHTS}."
-    )
-
-
 def _build(source: str, name: str, advice: str, **options) -> Clip:
     try:
         model_cfg = open_clip.get_model_config(source)
@@ -195,76 +172,21 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[0][:300] if text else ''}"
 
 
-def _tag_config(name: str, pretrained: str) -> dict:
-    """open_clip's entry of a tag: preprocessing, activation and where its weights lie."""
-    if name == TINY:
-        raise InputError(
-            f"{TINY} has no weights of its own: kit.encoders.tiny.train_tiny trains it on the run's train posts"
-        )
-    if name not in open_clip.list_models():
-        close = difflib.get_close_matches(name, open_clip.list_models(), n=6, cutoff=0.4)
-        raise InputError(
-            f"'{name}' is no open_clip model. Similar names: {', '.join(close) or 'none'}; also {TINY}, local-dir:PATH and "
-            "hf-hub:ORG/REPO are understood"
-        )
-    tag = get_pretrained_cfg(name, pretrained)
-    if not tag:
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise InputError(
-            f"'{pretrained}' is no tag of {name} (tags: {known}). For weights of your own make a folder with them and their "
-            "open_clip_config.json and use clip_model=local-dir:FOLDER"
-        )
-    quick_gelu = bool(open_clip.get_model_config(name).get("quick_gelu", False))
-    if bool(tag.get("quick_gelu", False)) != quick_gelu:
-        better = name.removesuffix("-quickgelu") if quick_gelu else f"{name}-quickgelu"
-        raise InputError(f"the weights '{pretrained}' were trained with the other activation: use clip_model={better}")
-    return tag
-
-
-def local_weights(name: str, pretrained: str, weights_dir: str | Path) -> Path | None:
-    """Weights put by hand: a folder with its config, else a file (in the folder or beside it) of that name."""
-    folder = resolve(weights_dir) / f"{name}-{pretrained}".replace("/", "-")
-    if (folder / "open_clip_config.json").is_file():
-        return folder
-    files = [folder.with_name(folder.name + suffix) for suffix in SUFFIXES]
-    files += [path for suffix in SUFFIXES for path in sorted(folder.glob(f"*{suffix}"))]
-    return next((path for path in files if path.is_file()), None)
-
-
 def _preprocess_of_tag(tag: dict) -> dict:
     """The preprocessing a tag was trained with; given by force, because a bare weights file would get OpenAI's."""
     known = asdict(open_clip.transform.PreprocessCfg())
     return {key: value for key, value in tag.items() if key in known and key != "size" and value is not None}
 
 
-def _in_hub_cache(repo: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    names = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-    return any(isinstance(try_to_load_from_cache(repo, name), str) for name in names)
-
-
-def _hub_reachable() -> bool:
-    """Whether a download can begin at all: without this check the hub's client tries for most of a minute."""
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
-        return False
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # only the proxy knows
-    host = urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    try:
-        socket.create_connection((host.hostname or "", host.port or 443), timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
 @torch.inference_mode()
 def _probe(clip: Clip) -> dict[str, list[float]]:
-    """Embeddings of one generated image (not square, so that resizing shows) and one text, rounded."""
+    """Embeddings of one generated image (not square, so that resizing shows) and one text, rounded, where the towers lie."""
     rows, columns = np.mgrid[0:96, 0:144]
     pixels = np.stack([rows * 2, columns, 128 + 100 * np.sin(rows / 7) * np.cos(columns / 5)], axis=-1).astype(np.uint8)
-    image = clip.model.encode_image(clip.preprocess(Image.fromarray(pixels))[None], normalize=True)[0]
-    text = F.normalize(clip.text.encode_ids(clip.text.tokenize(["a photo of a red bicycle"]))[0], dim=-1)[0]
+    image, ids = clip.preprocess(Image.fromarray(pixels))[None], clip.text.tokenize(["a photo of a red bicycle"])
+    devices = [next(tower.parameters()).device for tower in (clip.model.visual, clip.text)]
+    image = clip.model.encode_image(image.to(devices[0]), normalize=True)[0]
+    text = F.normalize(clip.text.encode_ids(ids.to(devices[1]))[0], dim=-1)[0]
     return {
         "image": [round(value, 5) for value in image.tolist()],
         "text": [round(value, 5) for value in text.tolist()],
@@ -281,52 +203,3 @@ def _check_fingerprint(clip: Clip, saved: dict, folder: Path) -> None:
                 f"{clip.fingerprint}, expected {saved['hash']}): weights or config were changed. Make the folder again, or "
                 "delete fingerprint.json if the change is meant."
             )
-
-
-# --- encoders ---------------------------------------------------------------------------------------------------------
-
-
-class ClipImageEncoder:
-    """Image tower: RGB images to rows of norm 1 (see ``kit.encoders.bulk.ImageEncoder``)."""
-
-    def __init__(self, clip: Clip):
-        *resize, to_tensor, normalize = clip.preprocess.transforms
-        self.name, self.fingerprint, self.dim = f"{clip.name} image", clip.fingerprint, clip.dim
-        self.module, self.draft_px = clip.model.visual, 2 * clip.image_px
-        self._resize, self._mean, self._std = resize, torch.tensor(normalize.mean), torch.tensor(normalize.std)
-
-    def transform(self, image: Image.Image) -> np.ndarray:
-        """(H, W, 3) uint8 at the tower's size: its preprocessing up to the conversion to floats."""
-        for step in self._resize:
-            image = step(image)
-        return np.asarray(image)
-
-    def encode_batch(self, module: nn.Module, pixels: Tensor) -> Tensor:
-        """(B, d) float32 rows of norm 1 of ``pixels`` (B, H, W, 3) uint8, by a copy of the tower of any precision."""
-        scale, shift = 1 / (255 * self._std), self._mean / self._std
-        images = pixels.float() * scale.to(pixels.device) - shift.to(pixels.device)
-        dtype = next(module.parameters()).dtype
-        return F.normalize(module(images.to(dtype).permute(0, 3, 1, 2).contiguous()).float(), dim=-1)
-
-
-class ClipTextEncoder:
-    """Text tower: texts to rows of norm 1 (see ``kit.encoders.bulk.TextEncoder``)."""
-
-    def __init__(self, clip: Clip):
-        self.name, self.fingerprint, self.dim = f"{clip.name} text", clip.fingerprint, clip.dim
-        self.module, self.tokenize, self.lengths = clip.text, clip.text.tokenize, clip.text.lengths
-
-    def encode_batch(self, module: TextTower, ids: Tensor) -> Tensor:
-        """(B, d) float32 rows of norm 1 of ``ids`` (B, L), cut to the batch's longest text where that is exact."""
-        return F.normalize(module.pool_ids(ids).float(), dim=-1)
-
-
-def weight_files(name: str, pretrained: str, weights_dir: str) -> list[Path]:
-    """The files on this computer that the weights of a model come from, so that a step can watch them."""
-    if name.startswith("local-dir:"):
-        found = resolve(name.removeprefix("local-dir:"))
-    else:
-        found = local_weights(name, pretrained, weights_dir)
-    if found is None or not found.exists():
-        return []
-    return sorted(path for path in found.iterdir() if path.is_file()) if found.is_dir() else [found]

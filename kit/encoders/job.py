@@ -1,56 +1,21 @@
-"""What an encoder is, and the job of encoding many items with it."""
+"""The job of encoding many items, and what comes of it."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
+from kit.encoders.encoders import ImageEncoder, TextEncoder
 
-class ImageEncoder(Protocol):
-    """What ``encode_images`` needs to know of an image model.
-
-    Attributes:
-        name: for people.
-        fingerprint: hash of weights and preprocessing; shards of another fingerprint are thrown away.
-        module: the network in float32; copies of it are moved and cast.
-        draft_px: JPEG draft size (see ``kit.release.images.decode_image``), usually twice the input side.
-    """
-
-    name: str
-    fingerprint: str
-    module: nn.Module
-    draft_px: int
-
-    def transform(self, image: Image.Image) -> np.ndarray:
-        """(H, W, 3) uint8 at the model's input size."""
-
-    def encode_batch(self, module: nn.Module, pixels: Tensor) -> Tensor:
-        """(B, d) features of ``pixels`` (B, H, W, 3) uint8 by ``module``, a copy of ``self.module``."""
-
-
-class TextEncoder(Protocol):
-    """What ``encode_texts`` needs to know of a text model (attributes as in ``ImageEncoder``)."""
-
-    name: str
-    fingerprint: str
-    module: nn.Module
-
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """(N, L) int64 ids."""
-
-    def lengths(self, ids: Tensor) -> Tensor:
-        """(N,) tokens of each text that change its result; L for all where nothing may be cut."""
-
-    def encode_batch(self, module: nn.Module, ids: Tensor) -> Tensor:
-        """(B, d) features of ``ids`` (B, L'), L' at least the longest of ``lengths``."""
+_CAST: dict[
+    tuple[str, ...], nn.Module
+] = {}  # the network this process used last on another device or in half precision
 
 
 @dataclass(frozen=True)
@@ -77,7 +42,7 @@ class Job:
         encode: ``(encoder, module, items, batch_size, device, tick) -> ((n, d) float32, n reasons)``.
         items: the distinct paths or texts.
         folder: where the shards lie.
-        precision: "float32", "bfloat16" or "float16".
+        precision: "float32", "bfloat16" or "float16"; or "auto": what ``kit.encoders.precision.settle_precision`` finds.
     """
 
     encoder: ImageEncoder | TextEncoder
@@ -87,7 +52,6 @@ class Job:
     shard_size: int
     batch_size: int
     precision: str = "float32"
-    modules: dict = field(default_factory=dict, repr=False)
 
     def shard_items(self, index: int) -> list[str]:
         """The items of one shard."""
@@ -102,17 +66,30 @@ class Job:
         """Where a finished shard lies."""
         return self.folder / f"{index:05d}.npz"
 
-    def module_on(self, device: str) -> nn.Module:
-        """The encoder's network on a device in the job's precision, made once per process."""
-        if device not in self.modules:
-            self.modules[device] = cast_module(self.encoder.module, device, self.precision)
-        return self.modules[device]
+    def module_on(self, device: str, precision: str) -> nn.Module:
+        """The encoder's network on a device in a precision, made once per process, however often a job is sent to it."""
+        if is_as_wanted(self.encoder.module, device, precision):
+            return self.encoder.module
+        key = (self.encoder.name, self.encoder.fingerprint, device, precision)
+        if key not in _CAST:
+            forget_networks()
+            _CAST[key] = cast_module(self.encoder.module, device, precision)
+        return _CAST[key]
+
+
+def forget_networks() -> None:
+    """Free the memory of the network that ``Job.module_on`` keeps."""
+    _CAST.clear()
+
+
+def is_as_wanted(module: nn.Module, device: str, precision: str) -> bool:
+    """Whether a network lies on a device in a precision already."""
+    parameter = next(module.parameters())
+    return parameter.dtype == getattr(torch, precision) and parameter.device == torch.device(device)
 
 
 def cast_module(module: nn.Module, device: str, precision: str) -> nn.Module:
     """A copy of a network on a device in a precision; the network itself where nothing changes."""
-    dtype = getattr(torch, precision)
-    parameter = next(module.parameters())
-    if parameter.dtype == dtype and parameter.device == torch.device(device):
+    if is_as_wanted(module, device, precision):
         return module
-    return copy.deepcopy(module).to(device=device, dtype=dtype).eval()
+    return copy.deepcopy(module).to(device=device, dtype=getattr(torch, precision)).eval()

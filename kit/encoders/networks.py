@@ -8,15 +8,13 @@ no code comes with a model.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
-import torch.nn.functional as F
 import torchvision
 import transformers
 from PIL import Image
@@ -28,14 +26,14 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from kit.base.errors import InputError
 from kit.base.files import hash_file, read_json
-from kit.encoders.precision import weights_fingerprint
+from kit.encoders.encoders import ImageEncoder, TextEncoder
 from kit.encoders.weights import SUFFIXES, resnet_weights
 
 MAX_TOKENS = 128  # of a text; the titles and tags of a post are nearly always shorter
 NOT_USED = ("pooler.", "itm_head.")  # parts of a checkpoint that no feature here depends on
 
 
-def load_image_encoder(network: str, model: str, path: Path) -> PixelEncoder:
+def load_image_encoder(network: str, model: str, path: Path) -> ImageEncoder:
     """The image side of a network.
 
     Args:
@@ -49,7 +47,7 @@ def load_image_encoder(network: str, model: str, path: Path) -> PixelEncoder:
         return {"resnet": _resnet, "vit": _vit, "blip": _blip_image}[network](model, path)
 
 
-def load_text_encoder(network: str, model: str, path: Path, pooling: str = "mean") -> TokenEncoder:
+def load_text_encoder(network: str, model: str, path: Path, pooling: str = "mean") -> TextEncoder:
     """The text side of a network (arguments as in ``load_image_encoder``; ``network`` is "bert" or "blip").
 
     Args:
@@ -62,84 +60,48 @@ def load_text_encoder(network: str, model: str, path: Path, pooling: str = "mean
         return _blip_text(model, path) if network == "blip" else _bert(model, path, pooling)
 
 
-# --- encoders ---------------------------------------------------------------------------------------------------------
+# --- texts ------------------------------------------------------------------------------------------------------------
 
 
-class PixelEncoder:
-    """An image network with its own preprocessing (see ``kit.encoders.bulk.ImageEncoder``).
-
-    Args:
-        module: (B, 3, H, W) normalised pixels -> (B, d).
-        prepare: image -> image of the network's input size.
-        mean, std: of each channel, on a scale from 0 to 1.
-        unit: whether features get norm 1.
-        settings: everything that decides the preprocessing, for the fingerprint.
-    """
-
-    def __init__(
-        self, name: str, module: nn.Module, prepare: Callable[[Image.Image], Image.Image], mean: Any, std: Any,
-        unit: bool = False, settings: Any = None,
-    ):  # fmt: skip
-        self.name, self.module = name, module.float().eval().requires_grad_(False)
-        self._prepare, self._mean, self._std, self._unit = prepare, torch.tensor(mean), torch.tensor(std), unit
-        self.draft_px = 2 * max(prepare(Image.new("RGB", (64, 64))).size)
-        self.fingerprint = weights_fingerprint(module, [settings, list(mean), list(std), self.draft_px, unit])
-
-    def transform(self, image: Image.Image) -> np.ndarray:
-        """(H, W, 3) uint8 at the network's size."""
-        return np.asarray(self._prepare(image))
-
-    def encode_batch(self, module: nn.Module, pixels: Tensor) -> Tensor:
-        """(B, d) float32 features of ``pixels`` (B, H, W, 3) uint8, by a copy of the network of any precision."""
-        scale, shift = 1 / (255 * self._std), self._mean / self._std
-        images = pixels.float() * scale.to(pixels.device) - shift.to(pixels.device)
-        features = module(images.to(next(module.parameters()).dtype).permute(0, 3, 1, 2)).float()
-        return F.normalize(features, dim=-1) if self._unit else features
-
-
-class TokenEncoder:
-    """A text network with its own tokenizer (see ``kit.encoders.bulk.TextEncoder``).
+class TokenTower(nn.Module):
+    """A text network of transformers with its tokenizer: ids (B, L) -> (B, d); padding changes nothing.
 
     Args:
-        module: ids (B, L) and mask (B, L) -> (B, d).
-        n_words: rows of its token table.
-        max_positions: tokens it can take.
-        unit: whether features get norm 1.
-        settings: what else decides the features, for the fingerprint.
+        name: for people.
+        pool: ids (B, L) and mask (B, L) -> (B, d).
+        tokenizer: of transformers.
+        config: of the network, for its number of words and of positions.
     """
 
-    def __init__(
-        self, name: str, module: nn.Module, tokenizer: Any, n_words: int, max_positions: int, unit: bool = False,
-        settings: Any = None,
-    ):  # fmt: skip
-        if tokenizer.pad_token_id is None or len(tokenizer) > n_words:
+    def __init__(self, name: str, pool: nn.Module, tokenizer: Any, config: Any):
+        super().__init__()
+        if tokenizer.pad_token_id is None or len(tokenizer) > config.vocab_size:
             raise InputError(
                 f"{name}: its tokenizer has {len(tokenizer)} tokens (padding: {tokenizer.pad_token}), the network knows "
-                f"{n_words}; tokenizer and weights do not belong together, take both from one model"
+                f"{config.vocab_size}; tokenizer and weights do not belong together, take both from one model"
             )
-        self.name, self.module, self._unit = name, module.float().eval().requires_grad_(False), unit
-        self.max_tokens = min(MAX_TOKENS, max_positions, tokenizer.model_max_length)
+        self.pool, self.tokenizer = pool, tokenizer
+        self.max_tokens = min(MAX_TOKENS, config.max_position_embeddings, tokenizer.model_max_length)
         tokenizer.padding_side = tokenizer.truncation_side = "right"
-        self._tokenizer = tokenizer
-        sample = tokenizer("Ünïcode: a photo of Two dogs").input_ids
-        words = [sorted(tokenizer.get_vocab().items()), sample]
-        self.fingerprint = weights_fingerprint(module, [settings, words, self.max_tokens, unit])
+
+    def words(self) -> list:
+        """What the tokenizer does, for a fingerprint."""
+        sample = self.tokenizer("Ünïcode: a photo of Two dogs").input_ids
+        return [sorted(self.tokenizer.get_vocab().items()), sample, self.max_tokens]
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """(N, L) int64 ids, cut to ``max_tokens`` and padded to the longest: wider padding would make batches too large."""
         options = {"padding": True, "truncation": True, "max_length": self.max_tokens, "return_tensors": "pt"}
-        return self._tokenizer(texts, **options)["input_ids"]
+        return self.tokenizer(texts, **options)["input_ids"]
 
     def lengths(self, ids: Tensor) -> Tensor:
         """(N,) tokens before the padding."""
         places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
-        return ((ids != self._tokenizer.pad_token_id) * places).amax(dim=1)
+        return ((ids != self.tokenizer.pad_token_id) * places).amax(dim=1)
 
-    def encode_batch(self, module: nn.Module, ids: Tensor) -> Tensor:
-        """(B, d) float32 features of ``ids`` (B, L); padding changes nothing."""
+    def forward(self, ids: Tensor) -> Tensor:
         mask = torch.arange(ids.shape[1], device=ids.device) < self.lengths(ids)[:, None]
-        features = module(ids, mask.long()).float()
-        return F.normalize(features, dim=-1) if self._unit else features
+        return self.pool(ids, mask.long())
 
 
 class PooledText(nn.Module):
@@ -174,7 +136,7 @@ class FirstToken(nn.Module):
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
-def _resnet(model: str, path: Path) -> PixelEncoder:
+def _resnet(model: str, path: Path) -> ImageEncoder:
     """torchvision's ResNet up to its pooled feature.
 
     A folder names the network in its config.json: ``architecture``, and ``weights`` whose preprocessing it takes, e.g.
@@ -195,10 +157,10 @@ def _resnet(model: str, path: Path) -> PixelEncoder:
     preset = entry.transforms()
     prepare = partial(_crop_middle, preset.resize_size, preset.crop_size, preset.interpolation, preset.antialias)
     module = module.to(memory_format=torch.channels_last)  # the layout in which processors convolve fastest
-    return PixelEncoder(model, module, prepare, preset.mean, preset.std, settings=repr(preset))
+    return ImageEncoder(model, module, prepare, preset.mean, preset.std, settings=repr(preset), made_by=__name__)
 
 
-def _vit(model: str, path: Path) -> PixelEncoder:
+def _vit(model: str, path: Path) -> ImageEncoder:
     """A timm network up to its pooled feature, prepared as its own configuration says."""
     if path.is_dir():
         module = timm.create_model(f"local-dir:{path}", pretrained=True)
@@ -213,39 +175,42 @@ def _vit(model: str, path: Path) -> PixelEncoder:
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(module), is_training=False)
     *steps, _, normalize = transform.transforms
     prepare = torchvision.transforms.Compose(steps)
-    return PixelEncoder(
-        model, module, prepare, normalize.mean.tolist(), normalize.std.tolist(), settings=repr(transform)
-    )
+    mean, std = normalize.mean.tolist(), normalize.std.tolist()
+    return ImageEncoder(model, module, prepare, mean, std, settings=repr(transform), made_by=__name__)
 
 
-def _bert(model: str, path: Path, pooling: str) -> TokenEncoder:
+def _bert(model: str, path: Path, pooling: str) -> TextEncoder:
     module = _pretrained(transformers.AutoModel, path)
     if hasattr(module, "pooler"):
         module.pooler = None  # behind the last layer; random where the file has none
-    return _token_encoder(model, PooledText(module, pooling), path, module.config, settings=pooling)
+    return _text_encoder(model, PooledText(module, pooling), path, module.config, pooling)
 
 
-def _blip_image(model: str, path: Path) -> PixelEncoder:
+def _blip_image(model: str, path: Path) -> ImageEncoder:
     """BLIP's image embedding, rows of norm 1, prepared as preprocessor_config.json says."""
     both = _pretrained(transformers.BlipForImageTextRetrieval, path)
     processor = BlipImageProcessorPil.from_pretrained(path, local_files_only=True)
     size, resample = (processor.size["width"], processor.size["height"]), processor.resample
-    return PixelEncoder(
+    return ImageEncoder(
         f"{model} image", FirstToken(both.vision_model, both.vision_proj), partial(_squash, size, resample),
         processor.image_mean, processor.image_std, unit=True, settings=[size, int(resample)],
+        made_by=__name__,
     )  # fmt: skip
 
 
-def _blip_text(model: str, path: Path) -> TokenEncoder:
+def _blip_text(model: str, path: Path) -> TextEncoder:
     """BLIP's text embedding, rows of norm 1."""
     both = _pretrained(transformers.BlipForImageTextRetrieval, path)
     module = FirstToken(both.text_encoder, both.text_proj)
-    return _token_encoder(f"{model} text", module, path, both.config.text_config, unit=True)
+    return _text_encoder(f"{model} text", module, path, both.config.text_config, unit=True)
 
 
-def _token_encoder(name: str, module: nn.Module, path: Path, config: Any, **options: Any) -> TokenEncoder:
+def _text_encoder(
+    name: str, pool: nn.Module, path: Path, config: Any, pooling: str = "", unit: bool = False
+) -> TextEncoder:
     tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    return TokenEncoder(name, module, tokenizer, config.vocab_size, config.max_position_embeddings, **options)
+    tower = TokenTower(name, pool, tokenizer, config)
+    return TextEncoder(name, tower, unit, settings=[pooling, tower.words()], made_by=__name__)
 
 
 def _pretrained(kind: Any, path: Path) -> nn.Module:

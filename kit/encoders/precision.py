@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from kit.encoders.job import ImageEncoder, Job, TextEncoder, cast_module
+from kit.base.files import read_json, write_first
+from kit.encoders.encoders import ImageEncoder, TextEncoder
+from kit.encoders.job import Job, cast_module
 from kit.release.images import ImageDataset
 
+PRECISION_FILE = "precision.json"  # beside the shards
 MIN_COSINE = 0.999  # of every probed row in half precision with the same row in float32
 MIN_SPEEDUP = 1.2  # below this the timing may be noise, and float32 is the safer choice
 MIN_PROBE_ITEMS = 512  # fewer items are encoded before a probe has paid for itself
 
 
-def weights_fingerprint(module: nn.Module, settings: Any) -> str:
-    """Hash of a network's weights and of what else decides its features: config, preprocessing."""
-    hasher = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, value in sorted(module.state_dict().items()):
-        hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        hasher.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return hasher.hexdigest()[:16]
+def settle_precision(job: Job, device: str) -> str:
+    """The precision of all shards of a job: the one it names, or what the first worker that comes here finds by a probe.
+
+    The finding lies beside the shards in ``precision.json``, so that all workers, and a later call, go on with it.
+    """
+    if job.precision != "auto":
+        return job.precision
+    path = job.folder / PRECISION_FILE
+    if not path.is_file():
+        found, words = "float32", ""
+        if len(job.items) >= MIN_PROBE_ITEMS:
+            found, words = probe_precision(job, device)
+            print(f"{job.encoder.name}: {len(job.items):,} distinct items, {found} on {device} ({words})", flush=True)
+        write_first(path, {"precision": found, "device": device.split(":")[0], "probe": words})
+    return read_json(path)["precision"]
 
 
 def forward(encoder: ImageEncoder | TextEncoder, module: nn.Module, batch: Tensor, device: str) -> Tensor:
     """(B, d) float32 features; a batch too large for the GPU's memory is halved."""
+    if device.startswith("cuda"):
+        batch = batch.pin_memory()  # else the copy waits for the batch before
     try:
         return encoder.encode_batch(module, batch.to(device, non_blocking=True)).float()
     except torch.cuda.OutOfMemoryError:

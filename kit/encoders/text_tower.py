@@ -104,6 +104,10 @@ class TextTower(nn.Module):
             hidden[torch.arange(len(ids), device=ids.device), self._pool_position(ids)], self.text_projection
         )
 
+    def forward(self, ids: Tensor) -> Tensor:
+        """As ``pool_ids``."""
+        return self.pool_ids(ids)
+
     def valid_mask(self, ids: Tensor) -> Tensor:
         """(N, L) bool, true from the first token to the end-of-text token, false on pads; never all false."""
         position = torch.arange(ids.shape[1], device=ids.device)

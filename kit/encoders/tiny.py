@@ -20,10 +20,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from kit.base.code import code_of
 from kit.base.files import atomic_path, digest, read_json, write_json
+from kit.base.machine import package_versions
 from kit.base.progress import progress
-from kit.encoders.clip import TINY, Clip, load_folder, save_clip, wrap_model
+from kit.encoders.clip import Clip, load_folder, save_clip, wrap_model
 from kit.encoders.text_tower import TextTower, make_text_tower
+from kit.encoders.weights import TINY
 from kit.release.images import ImageDataset
 
 CONFIG_PATH = Path(__file__).with_name("tiny_clip.json")
@@ -51,7 +54,8 @@ def train_tiny(
     """
     folder = Path(folder)
     stamp = {"posts": digest([list(paths), list(texts)]), "seed": seed, "steps": [text_steps, image_steps],
-             "config": read_json(CONFIG_PATH)}  # fmt: skip
+             "config": read_json(CONFIG_PATH), "code": code_of("kit.encoders.tiny"),
+             "libraries": [package_versions()[name] for name in ("torch", "open_clip_torch", "pillow")]}  # fmt: skip
     if (folder / "training.json").is_file() and read_json(folder / "training.json") == stamp:
         return load_folder(folder)
     (folder / "training.json").unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from kit.base.files import check_writable, read_json
 from kit.base.locks import lock_holder
 from kit.base.machine import GB, memory_gb, package_versions, usable_cores
 from kit.base.paths import PROJECT_ROOT, resolve, shown
+from kit.encoders.weights import missing_of_step
 from kit.pipeline import stamps
 from kit.pipeline.steps import Step
 from kit.release import smpd
@@ -190,7 +191,7 @@ def weights(steps: Sequence[Step]) -> Iterator[Finding]:
     """Weights that a step asks for and that are not on this computer; torch is loaded only for a step that asks."""
     for step in steps:
         try:
-            missing = _missing_weights(step.parameters)
+            missing = missing_of_step(step.parameters)
         except InputError as error:
             yield Finding("weights", f"{step.name}: {error}", "correct the name; --list shows the parameters", True)
             continue
@@ -334,8 +335,8 @@ def block_columns(steps: Sequence[Step], dim: int) -> dict[str, int]:
 
 def clip_size(name: str) -> tuple[int, float]:
     """Dimensions of an open_clip model's embeddings, and the GB its weights take in float32 (about)."""
-    from kit.encoders.clip import TINY
     from kit.encoders.tiny import CONFIG_PATH
+    from kit.encoders.weights import TINY
 
     if not name:
         return 0, 0.0
@@ -399,30 +400,11 @@ def _trees_gb(steps: Sequence[Step], number: str) -> float:
 # --- small helpers ----------------------------------------------------------------------------------------------------
 
 
-def _missing_weights(parameters: Mapping[str, Any]) -> list[str]:
-    """What a step lacks of the weights it asks for."""
-    if "clip_model" in parameters:
-        from kit.encoders.clip import missing_weights
-
-        found = [missing_weights(parameters["clip_model"], parameters["pretrained"], parameters["weights_dir"])]
-    elif "baselines" in parameters:
-        from kit.encoders import baselines
-
-        models = baselines.parse_models(parameters["baseline_models"])
-        lacking = {
-            name: baselines.missing_weights(name, models, parameters["weights_dir"]) for name in parameters["baselines"]
-        }
-        found = [f"{name} needs {missing}" for name, missing in lacking.items() if missing]
-    else:
-        found = []
-    return [missing for missing in found if missing]
-
-
 def _allowed_bad(steps: Sequence[Step]) -> float:
     """Share of unreadable images above which 02 stops; 1 if it will be left out for lack of weights."""
     step = next((step for step in steps if step.number == "02"), None)
     try:
-        left_out = step and step.parameters.get("without_weights") != "download" and _missing_weights(step.parameters)
+        left_out = step and step.parameters.get("without_weights") != "download" and missing_of_step(step.parameters)
     except InputError:
         left_out = True  # told among the weights
     return 1.0 if left_out else _parameter(steps, "02", "max_bad_images", 1.0)
