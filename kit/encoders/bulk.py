@@ -30,7 +30,15 @@ from kit.encoders.precision import PRECISION_FILE, default_batch, default_device
 from kit.release.images import ImageDataset, check_bad_share, file_size, group_by_content
 
 SHARD_IMAGES, SHARD_TEXTS = 2048, 8192
-LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "pillow", "numpy")  # that compute features
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "timm",
+    "transformers",
+    "pillow",
+    "numpy",
+)  # that compute features
 SECONDS_BETWEEN_LOOKS = 0.5  # for shards that other processes have finished
 Tick = Callable[[int], object]  # told how many more items are done
 
@@ -180,8 +188,7 @@ def _share(job: Job, indices: list[int], devices: list[str], tick: Tick) -> None
     workers = torch.multiprocessing.spawn(_work, (job, indices, taken, devices), nprocs=len(devices), join=False)
     waiting, ended = set(indices), False
     while not ended:
-        ended = workers.join(timeout=LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "pillow", "numpy")  # that compute features
-SECONDS_BETWEEN_LOOKS)  # raises what a worker raised
+        ended = workers.join(timeout=SECONDS_BETWEEN_LOOKS)  # raises what a worker raised
         done = {index for index in waiting if job.shard_path(index).is_file()}
         tick(sum(len(job.shard_items(index)) for index in done))
         waiting -= done

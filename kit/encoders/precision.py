@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kit.base.files import read_json, write_first
 from kit.encoders.encoders import ImageEncoder, TextEncoder

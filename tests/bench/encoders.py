@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 
 from kit.encoders.clip import Clip, wrap_model
-from kit.encoders.job import ImageEncoder, Job, TextEncoder, cast_module
+from kit.encoders.encoders import ImageEncoder, TextEncoder
+from kit.encoders.job import Job, cast_module
 from kit.encoders.precision import probe_precision
 from kit.release.images import decode_image, group_by_content
 from tests.bench.material import posts_table

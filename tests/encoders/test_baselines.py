@@ -23,9 +23,9 @@ from torch import nn
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from kit.base.errors import InputError
-from kit.encoders import baselines, networks, precision, weights
-from kit.encoders.baselines import ENCODERS, baseline_block, credit, missing_weights, weight_files
-from kit.encoders.weights import NETWORKS, find_weights
+from kit.encoders import baselines, bulk, networks, weights
+from kit.encoders.baselines import baseline_block, block_files, credit
+from kit.encoders.weights import ENCODERS, NETWORKS, find_weights, missing_weights, parse_models
 from kit.release.images import decode_image
 from tests.tiny_networks import SAVE, WORDS
 
@@ -176,8 +176,8 @@ def test_components_are_fitted_on_train_rows_with_an_image(saved, posts, tmp_pat
 
 def test_everything_is_encoded_once_and_bert_for_both_blocks(saved, posts, tmp_path, monkeypatch):
     root, _ = saved
-    rows, forward = [], precision.forward
-    monkeypatch.setattr(precision, "forward", lambda *given: rows.append(len(given[2])) or forward(*given))
+    rows, forward = [], bulk.forward
+    monkeypatch.setattr(bulk, "forward", lambda *given: rows.append(len(given[2])) or forward(*given))
     first = make("resnet_bert", posts, root, tmp_path / "shards")
     assert sum(rows) == 5 + 5  # images 0 and 3 and texts 0 and 3 are the same; the missing image is a grey one
     np.testing.assert_array_equal(first.values[0], first.values[3])
@@ -366,7 +366,7 @@ def test_missing_weights_say_what_and_where(posts, tmp_path):
     }.items():
         missing = missing_weights(name, weights_dir=tmp_path)
         assert all(text in missing for text in parts) and credit(name)
-        assert weight_files(name, weights_dir=tmp_path) == []
+        assert block_files(name, weights_dir=tmp_path) == []
         with pytest.raises(InputError, match="Weights are not on this computer: needs .*allow the download"):
             baseline_block(name, posts, TEXTS, tmp_path / "s", train_rows=TRAIN, weights_dir=tmp_path)
     (tmp_path / "empty").mkdir()
@@ -432,7 +432,7 @@ def test_a_cached_vit_is_loaded_by_its_name(tmp_path):
     save_file(module.state_dict(), tmp_path / "made" / "model.safetensors")
     cached = into_hub_cache(tmp_path / "made", tmp_path / "hub", f"timm/{model}") / "model.safetensors"
     assert find_weights("vit", model, tmp_path) == cached
-    assert weight_files("vit_bert", {"vit": model}, tmp_path) == [cached]
+    assert block_files("vit_bert", {"vit": model}, tmp_path) == [cached]
     encoder = networks.load_image_encoder("vit", model, cached)
     assert torch.equal(encoder.module.blocks[0].attn.qkv.weight, module.blocks[0].attn.qkv.weight)
     change_weights(cached.parent, lambda state: state.pop("blocks.0.attn.qkv.weight"))
@@ -448,6 +448,7 @@ def test_download_only_on_request(saved, posts, tmp_path, monkeypatch):
         shutil.copytree(root / network, tmp_path / "w" / model)
 
     monkeypatch.setattr(weights, "_download", download)
+    monkeypatch.setattr(weights, "_reachable", lambda *_: True)
     options = {"models": {"blip": "small"}, "weights_dir": tmp_path / "w"}
     with pytest.raises(InputError, match="not on this computer"):
         make("blip", posts, root, tmp_path / "s", **options)
@@ -465,13 +466,13 @@ def test_every_block_has_its_networks():
 
 
 def test_models_are_chosen_by_text():
-    assert baselines.parse_models(["resnet:resnet101", "bert:local-dir:/a/b"]) == {
+    assert parse_models(["resnet:resnet101", "bert:local-dir:/a/b"]) == {
         "resnet": "resnet101",
         "bert": "local-dir:/a/b",
     }
     for bad in ("resnet", "resnet:", "clip:ViT-B-32"):
         with pytest.raises(InputError, match="expected NETWORK:MODEL with one of resnet, vit, bert, blip"):
-            baselines.parse_models([bad])
+            parse_models([bad])
 
 
 def test_why_not_names_what_is_asked_for_and_what_is_missing(tmp_path):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +19,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from kit.base import code
 from kit.base.errors import InputError
-from kit.encoders import precision
+from kit.base.paths import PROJECT_ROOT
+from kit.encoders import job, precision
 from kit.encoders.bulk import encode_images, encode_shard, encode_strings, encode_texts
 from kit.encoders.job import Job
 from kit.encoders.precision import probe_precision
@@ -45,7 +49,7 @@ TEXTS = [
 class CountingEncoder:
     """Mean colour of an image, or lengths of texts: counts what it is given; can fail at an item or run out of memory."""
 
-    name, fingerprint, draft_px = "counting", "f1", 0
+    name, fingerprint, made_by, draft_px = "counting", "f1", "kit.encoders.encoders", 0
 
     def __init__(self, max_batch: int = 10**9):
         self.module, self.max_batch = nn.Linear(3, 4), max_batch
@@ -66,7 +70,8 @@ class CountingEncoder:
     def encode_batch(self, module, batch):
         if len(batch) > self.max_batch:
             raise torch.cuda.OutOfMemoryError("out of memory")
-        return module(batch.float().mean((1, 2)) if batch.ndim == 4 else batch[:, :3].float())
+        means = batch.float().mean((1, 2)) if batch.ndim == 4 else batch[:, :3].float()
+        return module(means.to(module.weight.dtype)).float()
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +154,9 @@ KILLED = """
 import time
 import torch
 from torch import nn
-from kit.encode import encode_texts
+from kit.encoders.bulk import encode_texts
 class Slow:
-    name, fingerprint, module = "slow", "f", nn.Linear(1, 2)
+    name, fingerprint, made_by, module = "slow", "f", "kit.encoders.encoders", nn.Linear(1, 2)
     def tokenize(self, texts): return torch.tensor([[len(text)] for text in texts])
     def lengths(self, ids): return torch.ones(len(ids), dtype=torch.long)
     def encode_batch(self, module, ids):
@@ -164,8 +169,7 @@ print(values.sum(dtype=float))
 
 def test_a_killed_process_is_resumed(tmp_path):
     script = KILLED.replace("FOLDER", repr(str(tmp_path / "shards")))
-    root = Path(__file__).resolve().parent.parent
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=root, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while len(list((tmp_path / "shards").glob("[0-9]*.npz"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -173,7 +177,9 @@ def test_a_killed_process_is_resumed(tmp_path):
     process.wait()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").glob("[0-9]*.npz")}
     assert 3 <= len(before) < 20
-    again = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=120)
+    again = subprocess.run(
+        [sys.executable, "-c", script], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=120
+    )
     assert float(again.stdout.split()[-1]) == 2 * sum(range(400))
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
 
@@ -194,11 +200,11 @@ def test_other_weights_or_items_start_over_and_spare_other_files(tmp_path):
 
 def test_encode_shard_is_idempotent(tmp_path):
     encoder = CountingEncoder()
-    job = Job(encoder, encode_strings, ["a", "bb", "ccc"], tmp_path, shard_size=2, batch_size=2)
-    assert job.n_shards == 2
-    path = encode_shard(job, 1)
+    one = Job(encoder, encode_strings, ["a", "bb", "ccc"], tmp_path, shard_size=2, batch_size=2)
+    assert one.n_shards == 2
+    path = encode_shard(one, 1)
     when = path.stat().st_mtime_ns
-    assert encode_shard(job, 1) == path and path.stat().st_mtime_ns == when and encoder.seen == ["ccc"]
+    assert encode_shard(one, 1) == path and path.stat().st_mtime_ns == when and encoder.seen == ["ccc"]
 
 
 def test_two_workers_give_what_one_gives(tmp_path, capsys):
@@ -257,9 +263,9 @@ class Timed(CountingEncoder):
     ((0.10, 0.095), 0.0, "float32"),  # within noise
 ])  # fmt: skip
 def test_probe_takes_half_precision_only_where_faster_and_equal(tmp_path, seconds, angle, chosen):
-    job = Job(Timed(seconds, angle), encode_strings, ["a", "b", "c"], tmp_path, shard_size=9, batch_size=2)
-    precision, words = probe_precision(job, "cpu")
-    assert precision == chosen
+    timed = Job(Timed(seconds, angle), encode_strings, ["a", "b", "c"], tmp_path, shard_size=9, batch_size=2)
+    found, words = probe_precision(timed, "cpu")
+    assert found == chosen
     assert f"cosine {np.cos(angle):.5f}" in words
 
 
@@ -277,3 +283,94 @@ def test_half_precision_run_keeps_its_choice_when_resumed(clip, tmp_path, monkey
     (tmp_path / "00001.npz").unlink()
     again = encode_texts(texts, clip.text_encoder(), tmp_path, shard_size=10)
     np.testing.assert_allclose(again, found, atol=0.02)  # bfloat16 on several threads
+
+
+def edit_kit(monkeypatch, folder, name, old, new):
+    """From here on the kit's code is read from a copy of it in which one file is edited."""
+    shutil.copytree(PROJECT_ROOT / "kit", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new, 1))
+    monkeypatch.setattr(code, "PACKAGE", folder)
+
+
+def test_shards_of_other_code_are_made_again(tmp_path, monkeypatch):
+    encoder = CountingEncoder()
+    before = encode_texts(["a", "bb"], encoder, tmp_path / "s")
+    plain = CountingEncoder.encode_batch
+    monkeypatch.setattr(CountingEncoder, "encode_batch", lambda *given: 2 * plain(*given))  # what an edit does
+    np.testing.assert_array_equal(encode_texts(["a", "bb"], encoder, tmp_path / "s"), before)  # no file was edited
+    edit_kit(monkeypatch, tmp_path / "kit", "encoders/encoders.py", "F.normalize(", "2 * F.normalize(")
+    np.testing.assert_allclose(encode_texts(["a", "bb"], encoder, tmp_path / "s"), 2 * before, rtol=1e-3)
+
+
+def test_float32_shards_of_another_device_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "MIN_PROBE_ITEMS", 1)
+    monkeypatch.setattr(precision, "probe_precision", lambda job, device: (chosen, "as told"))
+    for chosen, kept in (("float32", True), ("bfloat16", False)):
+        encoder, folder = CountingEncoder(), tmp_path / chosen
+        encode_texts(["a", "bb", "ccc", "dddd"], encoder, folder, shard_size=2)
+        settled = json.loads((folder / "precision.json").read_text())
+        (folder / "precision.json").write_text(json.dumps({**settled, "device": "cuda"}))  # they come from a GPU
+        encoder.seen = []
+        encode_texts(["a", "bb", "ccc", "dddd"], encoder, folder, shard_size=2)
+        assert encoder.seen == []  # complete
+        (folder / "00001.npz").unlink()
+        encode_texts(["a", "bb", "ccc", "dddd"], encoder, folder, shard_size=2)
+        assert sorted(encoder.seen) == (["ccc", "dddd"] if kept else ["a", "bb", "ccc", "dddd"])
+
+
+def test_a_network_is_cast_once_per_process(clip, tmp_path, monkeypatch):
+    casts, cast = [], job.cast_module
+    monkeypatch.setattr(job, "cast_module", lambda *given: casts.append(given[1:]) or cast(*given))
+    sent = Job(clip.text_encoder(), encode_strings, TEXTS[:6], tmp_path, 2, 2, "bfloat16")
+    for index in range(sent.n_shards):
+        encode_shard(pickle.loads(pickle.dumps(sent)), index)  # as tasks of another process get it
+    assert casts == [("cpu", "bfloat16")]
+    job.forget_networks()
+
+
+# --- on a card --------------------------------------------------------------------------------------------------------
+
+
+def on_gpus(n):
+    found = torch.cuda.device_count()
+    return pytest.mark.skipif(found < n, reason=f"needs {n} CUDA device{'s' * (n > 1)}, {found} found")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("devices", [
+    pytest.param(["cuda:0"], marks=on_gpus(1)), pytest.param(["cuda:0", "cuda:1"], marks=on_gpus(2)),
+])  # fmt: skip
+def test_gpus_give_what_the_cpu_gives(clip, paths, tmp_path, devices):
+    texts = [f"text number {n}" for n in range(40)]
+    for wanted, tolerance in (("float32", 2e-3), ("float16", 1e-2)):
+        options = {"shard_size": 5, "precision": wanted, "devices": devices}
+        found = encode_texts(texts, clip.text_encoder(), tmp_path / wanted / "t", **options)
+        exact = encode_texts(texts, clip.text_encoder(), tmp_path / "t", precision="float32", devices=["cpu"])
+        np.testing.assert_allclose(found, exact, atol=tolerance)
+        options = {"shard_size": 2, "max_bad_share": 0.5, "precision": wanted, "devices": devices}
+        found = encode_images(paths, clip.image_encoder(), tmp_path / wanted / "i", **options)
+        exact = encode_images(paths, clip.image_encoder(), tmp_path / "i", 0.5, precision="float32", devices=["cpu"])
+        np.testing.assert_allclose(found.values, exact.values, atol=tolerance)
+
+
+@pytest.mark.gpu
+@on_gpus(1)
+def test_probe_on_a_gpu(clip, tmp_path):
+    texts = [f"text number {n}" for n in range(300)]
+    found, words = probe_precision(Job(clip.text_encoder(), encode_strings, texts, tmp_path, 300, 256), "cuda:0")
+    assert found in ("float32", "float16", "bfloat16") and "float16" in words and "bfloat16" in words
+
+
+@pytest.mark.gpu
+@on_gpus(1)
+def test_a_model_whose_tower_is_on_a_gpu_is_saved_as_from_the_cpu(clip, tmp_path):
+    from kit.encoders.clip import load_clip, save_clip
+
+    clip.text.to("cuda")
+    try:
+        save_clip(clip, tmp_path)
+    finally:
+        clip.text.to("cpu")
+    assert load_clip(f"local-dir:{tmp_path}").fingerprint == clip.fingerprint

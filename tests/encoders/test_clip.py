@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import shutil
 import types
 
@@ -16,9 +17,10 @@ from PIL import Image
 from torch import nn
 
 from kit.base.errors import InputError
-from kit.encoders import clip
-from kit.encoders.clip import load_clip, missing_weights, save_clip, wrap_model
+from kit.encoders import weights
+from kit.encoders.clip import load_clip, save_clip, wrap_model
 from kit.encoders.text_tower import HFTextTower, TextTower, make_text_tower
+from kit.encoders.weights import clip_name, find_weights, missing_network, missing_of_step, weight_files
 
 TEXTS = ["", "a cat", "!", "a photo of two dogs on the beach, by night", "x " * 90, "Ünïcode ☃ text"]
 PREPROCESS = {"size": 32, "mode": "RGB", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25], "interpolation": "bilinear",
@@ -265,24 +267,33 @@ def test_a_folder_that_is_not_what_was_saved_is_refused(saved, tmp_path, damage,
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(clip, "_in_hub_cache", lambda repo: False)
+    monkeypatch.setattr(weights, "_hub_file", lambda *_: None)
+    monkeypatch.setattr(weights, "_snapshot", lambda *_: None)
     return tmp_path
+
+
+def missing(name, tag="", folder="inputs/weights"):
+    return missing_network("clip", clip_name(name, tag), folder)
 
 
 def test_missing_weights_say_which_file_to_put_where(offline):
     with pytest.raises(InputError) as caught:
         load_clip("ViT-B-32", "laion2b_s34b_b79k", offline)
-    assert str(caught.value) == missing_weights("ViT-B-32", "laion2b_s34b_b79k", offline)
-    for part in ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", str(offline / "ViT-B-32-laion2b_s34b_b79k.safetensors"),
-                 "--set 02.clip_model=smp-tiny"):  # fmt: skip
-        assert part in str(caught.value)
+    needs = missing("ViT-B-32", "laion2b_s34b_b79k", offline)
+    assert needs in str(caught.value) and "cannot be reached" in str(caught.value)
+    for part in ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K (open_clip_model.safetensors)", "--set 02.clip_model=smp-tiny",
+                 str(offline / "ViT-B-32-laion2b_s34b_b79k.safetensors")):  # fmt: skip
+        assert part in needs
+    step = {"clip_model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k", "weights_dir": str(offline)}
+    assert missing_of_step(step) == [f"clip needs {needs}"]
+    assert "ViTamin-S (pytorch_model.bin)" in missing("ViTamin-S", "datacomp1b", offline)  # its entry names the file
 
 
 @pytest.mark.parametrize("name, tag, message", [
     ("ViT-B-32", "nonsense", "'nonsense' is no tag of ViT-B-32 .*laion2b_s34b_b79k"),
     ("ViT-B-33", "openai", "'ViT-B-33' is no open_clip model.*ViT-B-32"),
     ("ViT-B-32", "openai", "use clip_model=ViT-B-32-quickgelu"),
-    ("smp-tiny", "", "trained on the run's own|train_tiny"),
+    ("smp-tiny", "", "trains it on the run's train posts"),
     ("local-dir:does/not/exist", "", "holds no open_clip_config.json"),
 ])  # fmt: skip
 def test_wrong_names_are_refused(offline, name, tag, message):
@@ -295,10 +306,10 @@ def test_hand_put_file_of_a_tag_gets_the_tags_preprocessing(offline, monkeypatch
     (tmp_path / "small.json").write_text(json.dumps(CONFIG))
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {**open_clip.factory._MODEL_CONFIGS, "small": CONFIG})
     tag = {"hf_hub": "someone/small/", "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5), "resize_mode": "squash"}
-    monkeypatch.setattr("kit.encoders.clip.get_pretrained_cfg", lambda name, pretrained: tag)
+    monkeypatch.setattr(open_clip.pretrained, "get_pretrained_cfg", lambda name, pretrained: tag)
     torch.save(build({}).state_dict(), offline / "small-mine.pt")
     clip = load_clip("small", "mine", offline)
-    assert missing_weights("small", "mine", offline) == ""
+    assert missing("small", "mine", offline) == ""
     assert (
         clip.config["preprocess_cfg"]["mean"] == [0.1, 0.2, 0.3]
         and clip.config["preprocess_cfg"]["resize_mode"] == "squash"
@@ -306,8 +317,41 @@ def test_hand_put_file_of_a_tag_gets_the_tags_preprocessing(offline, monkeypatch
     assert torch.equal(clip.model.visual.proj, build({}).visual.proj)
 
 
-def test_missing_weights_is_silent_where_nothing_is_missing(saved, offline):
-    assert missing_weights("smp-tiny") == ""
-    assert missing_weights(f"local-dir:{saved[1]}") == ""
-    assert "holds no" in missing_weights(f"local-dir:{offline}")
-    assert "has to be downloaded" in missing_weights("hf-hub:someone/model")
+def test_nothing_is_missing_where_it_is_there_or_trained(saved, offline):
+    assert missing("smp-tiny", "laion2b_s34b_b79k") == ""
+    assert missing(f"local-dir:{saved[1]}", "laion2b_s34b_b79k") == ""
+    assert f"put into {offline}" in missing(f"local-dir:{offline}")
+    assert "huggingface.co/someone/model" in missing("hf-hub:someone/model")
+    shutil.copytree(saved[1], offline / "ViT-B-32-openai")
+    assert find_weights("clip", "ViT-B-32 openai", offline) == offline / "ViT-B-32-openai"
+
+
+def test_cached_weights_are_found_loaded_and_watched(monkeypatch, tmp_path, tokenizer):
+    """A file in the hub's cache gets its tag's preprocessing; a repository there is loaded as the folder it is."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {**open_clip.factory._MODEL_CONFIGS, "small": CONFIG})
+    tag = {"hf_hub": "someone/small/", "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5)}
+    monkeypatch.setattr(open_clip.pretrained, "get_pretrained_cfg", lambda name, pretrained: tag)
+    snapshot = tmp_path / "hub" / "models--someone--small" / "snapshots" / "abc"
+    (snapshot.parents[1] / "refs").mkdir(parents=True)
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    save_clip(wrap_model(build({}), tokenizer, CONFIG, "small"), snapshot)
+    found = find_weights("clip", "small mine", tmp_path)
+    assert weight_files(found) == [snapshot / "open_clip_model.safetensors"]
+    assert load_clip("small", "mine", tmp_path).config["preprocess_cfg"]["mean"] == [0.1, 0.2, 0.3]
+    assert find_weights("clip", "hf-hub:someone/small", tmp_path) == snapshot
+    assert load_clip("hf-hub:someone/small").config["preprocess_cfg"]["mean"] == [0.5, 0.4, 0.3]
+    (snapshot / "open_clip_model.safetensors").unlink()
+    assert find_weights("clip", "hf-hub:someone/small", tmp_path) is None
+
+
+def test_encoders_can_be_sent_to_other_processes(saved):
+    clip = saved[0]
+    image, text = (pickle.loads(pickle.dumps(one)) for one in (clip.image_encoder(), clip.text_encoder()))
+    pixels = torch.from_numpy(image.transform(Image.effect_noise((50, 70), 90).convert("RGB"))[None].copy())
+    ids = text.tokenize(TEXTS)
+    with torch.no_grad():
+        for one, sent, batch in ((clip.image_encoder(), image, pixels), (clip.text_encoder(), text, ids)):
+            assert torch.equal(sent.encode_batch(sent.module, batch), one.encode_batch(one.module, batch))
+            assert sent.fingerprint == clip.fingerprint

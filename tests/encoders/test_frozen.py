@@ -7,7 +7,6 @@ from PIL import Image
 
 from kit.clip_ft.prototypes import class_order
 from kit.clip_ft.zero_shot import zero_shot, zero_shot_classes
-from kit.encoders.clip import weight_files
 from kit.encoders.frozen import clip_block
 from kit.release.taxonomy import prompt_names
 from kit.viz.figures import shot_pictures
@@ -66,12 +65,3 @@ def test_pictures_and_order(tmp_path):
     pictures = shot_pictures(posts, shots, n_classes=1, n_shots=5)
     assert list(pictures) == ["high heels"] and [p.size for p in pictures["high heels"]] == [(96, 96)] * 2
     assert class_order(posts, ["Cats", "High,Heels", "Tea"]) == [0, 2, 1]
-
-
-def test_weight_files(tmp_path):
-    (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "open_clip_config.json").write_text("{}")
-    assert weight_files(f"local-dir:{tmp_path / 'm'}", "", "") == [tmp_path / "m" / "open_clip_config.json"]
-    (tmp_path / "ViT-B-32-openai.pt").write_bytes(b"w")
-    assert weight_files("ViT-B-32", "openai", str(tmp_path)) == [tmp_path / "ViT-B-32-openai.pt"]
-    assert weight_files("ViT-B-32", "laion2b_s34b_b79k", str(tmp_path)) == []

@@ -14,6 +14,7 @@ from PIL import Image
 from kit.encoders import tiny
 from kit.encoders.clip import load_clip
 from kit.encoders.tiny import train_tiny
+from tests.encoders.test_bulk import edit_kit
 
 COLOURS = {"rose": (220, 40, 60), "grass": (40, 200, 50), "ocean": (30, 60, 220), "snow": (240, 240, 240),
            "lemon": (240, 230, 40), "night": (10, 10, 20)}  # fmt: skip
@@ -80,6 +81,16 @@ def test_second_call_reads_and_other_posts_or_seed_train_again(trained, monkeypa
     train_tiny(paths, texts, tmp_path / "copy", seed=4, **STEPS)
     train_tiny(paths[1:], texts[1:], tmp_path / "copy", seed=4, **STEPS)
     assert len(calls) == 2
+
+
+def test_a_model_trained_by_other_code_is_trained_again(trained, monkeypatch, tmp_path):
+    paths, texts, _, clip = trained
+    paths, texts = paths[:60], texts[:60]
+    before = train_tiny(paths, texts, tmp_path / "c", 1, 2, 2).fingerprint
+    monkeypatch.setattr(tiny, "LEARNING_RATE", 1e-2)  # what an edit does
+    assert train_tiny(paths, texts, tmp_path / "c", 1, 2, 2).fingerprint == before  # no file was edited
+    edit_kit(monkeypatch, tmp_path / "kit", "encoders/tiny.py", "LEARNING_RATE, WEIGHT_DECAY", "RATE, WEIGHT_DECAY")
+    assert train_tiny(paths, texts, tmp_path / "c", 1, 2, 2).fingerprint != before
 
 
 def test_same_seed_gives_the_same_model(trained, tmp_path):
