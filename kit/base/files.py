@@ -133,6 +133,14 @@ def hash_file(path: Path) -> str:
     return hasher.hexdigest()[:16]
 
 
+def hash_array(values: np.ndarray) -> str:
+    """A short content hash of an array, memory-mapped or not; read by pieces, because it may be larger than memory."""
+    hasher = hashlib.blake2b(f"{values.shape}{values.dtype}".encode(), digest_size=16)
+    for start in range(0, len(values), 4096):
+        hasher.update(np.ascontiguousarray(values[start : start + 4096]).data)
+    return hasher.hexdigest()
+
+
 def fingerprint(path: Path) -> dict | None:
     """Size, time of change and content hash of a file; None where there is no file."""
     if not path.is_file():

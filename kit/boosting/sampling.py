@@ -10,6 +10,7 @@ import numpy as np
 from scipy.ndimage import convolve1d
 
 from kit.base.errors import InputError
+from kit.base.shares import largest_remainder
 
 SIDES = ("lowest", "highest", "random")
 TAIL_SHARE = 0.0176  # of SMPD's train labels lie above 12: 5,384 of 305,613
@@ -52,7 +53,7 @@ def select_by_loss(
     n_of = np.bincount(group)
     place = np.empty(len(loss), dtype=np.int64)
     place[order] = np.arange(len(loss)) - np.repeat(np.cumsum(n_of) - n_of, n_of)
-    return place < _quotas(n_of, keep)[group]
+    return place < largest_remainder(n_of, round(keep * n_of.sum()))[group]
 
 
 def tail_threshold(target: np.ndarray, share: float = TAIL_SHARE) -> float:
@@ -141,15 +142,6 @@ def lds_weights(
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     weight = 1 / convolve1d(counts, kernel, mode="constant")[bins]
     return weight / weight.mean()
-
-
-def _quotas(n_of: np.ndarray, keep: float) -> np.ndarray:
-    """How many of each group stay: whole numbers nearest to keep * n_of that sum to round(keep * n)."""
-    exact = keep * n_of
-    quota = np.floor(exact).astype(np.int64)
-    left = round(keep * n_of.sum()) - quota.sum()
-    quota[np.argsort(quota - exact, kind="stable")[: max(left, 0)]] += 1
-    return quota
 
 
 def _codes(groups: np.ndarray, n: int) -> np.ndarray:

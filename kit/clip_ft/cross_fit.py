@@ -1,4 +1,4 @@
-"""Class scores of train posts by models that were not fitted to them."""
+"""Scores and losses of train posts by models that never met their authors, one model per fold of authors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ks_2samp
 
-from kit.clip_ft.export import SCORES, Export, export_posts, without_posts
-from kit.clip_ft.prototypes import Prototypes
+from kit.base.code import code_of
+from kit.base.files import atomic_path, digest, hash_array
+from kit.clip_ft.export import SCORES, Export, export_posts
+from kit.clip_ft.prototypes import Prototypes, mean_directions
 from kit.clip_ft.texts import TextBank
-from kit.clip_ft.train import Settings, TrainingData, train
+from kit.clip_ft.train import Settings, TrainingData, train, training_key
 from kit.encoders.clip import Clip
 
 
@@ -27,31 +29,73 @@ def cross_fit(
     export: Export,
     folder: Path,
 ) -> Export:
-    """``export`` with the scores and losses of training rows replaced by those of models that never met their authors.
+    """``export`` with the scores and losses of train posts replaced by those of models that never met their authors.
 
     Args:
         clip, bank, prototypes, data, settings: as for ``train``; set ``settings.epochs`` to the best epoch found there.
         text: (n_posts, d) text features the textual prototypes are made from.
-        folds: (n_posts,) int, the fold of each training row, authors never split; negative elsewhere.
+        folds: (n_posts,) int, the fold of each train post, authors never split; negative elsewhere.
         export: of the model trained on all fitting rows; its features and its test rows are kept.
-        folder: checkpoints of the fold models, ``fold_<k>/``.
+        folder: where each fold keeps its files, ``fold_<k>/``; a finished fold is read, a cut one goes on.
     """
-    scores, losses = export.scores.copy(), export.losses.copy()
+    scores, losses, out_of_fold = export.scores.copy(), export.losses.copy(), export.out_of_fold.copy()
     for fold in np.unique(folds[folds >= 0]):
-        mine = np.flatnonzero(folds == fold)
-        others = replace(data, fit_rows=np.flatnonzero((folds >= 0) & (folds != fold)), valid_rows=mine[:0])
-        trained = train(
-            clip, bank, without_posts(prototypes, data, text, mine), others, settings, folder / f"fold_{fold}"
-        )
-        held_out = export_posts(trained.model, bank, data, mine)
-        scores[mine], losses[mine] = held_out.scores[mine], held_out.losses[mine]
-    return replace(export, scores=scores, losses=losses)
+        path = score_fold(clip, bank, prototypes, data, text, settings, folds, fold, folder / f"fold_{fold}")
+        with np.load(path) as found:
+            rows = found["rows"]
+            scores[rows], losses[rows], out_of_fold[rows] = found["scores"], found["losses"], True
+    return replace(export, scores=scores, losses=losses, out_of_fold=out_of_fold)
 
 
-def score_shift(scores: np.ndarray, fit_rows: np.ndarray, valid_rows: np.ndarray) -> pd.DataFrame:
-    """Mean of each score on rows the model was fitted to and on unseen ones, and their Kolmogorov-Smirnov distance."""
+def score_fold(
+    clip: Clip,
+    bank: TextBank,
+    prototypes: Prototypes,
+    data: TrainingData,
+    text: np.ndarray,
+    settings: Settings,
+    folds: np.ndarray,
+    fold: int,
+    folder: Path,
+) -> Path:
+    """Train on all other folds and score the posts of ``fold``; no post of the fold is in a prototype.
+
+    Depends on no other fold. Writes ``scores.npz`` (key, rows, scores, losses) into ``folder``, last of all, and returns
+    its path; one made with the same data, settings and code is kept. Arguments as for ``cross_fit``.
+    """
+    rows, path = np.flatnonzero(folds == fold), folder / "scores.npz"
+    others = replace(data, fit_rows=np.flatnonzero((folds >= 0) & (folds != fold)), valid_rows=rows[:0])
+    reduced = without_posts(prototypes, data, text, rows)
+    key = training_key(clip, bank, reduced, others, settings)
+    key = digest([key, hash_array(rows), code_of("kit.clip_ft.cross_fit")])
+    if not _is_made(path, key):
+        trained = train(clip, bank, reduced, others, settings, folder)
+        found = export_posts(trained.model, bank, others, rows)
+        with atomic_path(path) as temporary:
+            np.savez(temporary, key=key, rows=rows, scores=found.scores[rows], losses=found.losses[rows])
+    return path
+
+
+def without_posts(prototypes: Prototypes, data: TrainingData, text: np.ndarray, rows: np.ndarray) -> Prototypes:
+    """The prototypes made again from those of their shots that are not among ``rows``."""
+    shots = prototypes.shots[~prototypes.shots["row"].isin(rows)]
+    codes = pd.Index(prototypes.classes).get_indexer(shots["Subcategory"])
+    at, n_classes = shots["row"].to_numpy(), len(prototypes.classes)
+    visual = mean_directions(data.image, at, codes, n_classes, data.image_ok)
+    return replace(prototypes, visual=visual, textual=mean_directions(text, at, codes, n_classes), shots=shots)
+
+
+def score_shift(scores: np.ndarray, first: np.ndarray, second: np.ndarray) -> pd.DataFrame:
+    """How differently each score is distributed over the rows ``first`` and ``second``: both means and the KS distance."""
     lines = []
     for name, column in zip(SCORES, scores.T, strict=True):
-        fit, valid = (part[~np.isnan(part)] for part in (column[fit_rows], column[valid_rows]))
-        lines.append((name, fit.mean(), valid.mean(), ks_2samp(fit, valid).statistic))
-    return pd.DataFrame(lines, columns=["score", "fitted", "unseen", "ks"])
+        parts = [part[~np.isnan(part)] for part in (column[first], column[second])]
+        lines.append((name, *(part.mean() for part in parts), ks_2samp(*parts).statistic))
+    return pd.DataFrame(lines, columns=["score", "first", "second", "ks"])
+
+
+def _is_made(path: Path, key: str) -> bool:
+    if not path.is_file():
+        return False
+    with np.load(path) as found:
+        return str(found["key"]) == key

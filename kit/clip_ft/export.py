@@ -1,21 +1,16 @@
-"""What CLIP_FT hands to the regression models (Eq. 11), for every post of train and test.
+"""What CLIP_FT hands to the regression models, for every post of train and test: block ``clip_ft``, and all of Eq. 11.
 
 Row y of the class-wise quantities is the post's own subcategory, which is metadata given for test posts too. Where it
 is missing or unknown to the prototypes, what depends on y is NaN; where the image could not be read, what depends on
 the image is NaN. Both regression libraries of this kit take NaN as it is.
 
-A model has seen the training rows with their class: on them p_y and its kin come out higher than on rows it has not
-seen. ``score_shift`` measures by how much; ``cross_fit`` removes it, each training row then being scored by a model
-and by prototypes that have never met its author. It costs one more training per fold and is therefore a choice: on
-the synthetic demo (3,465 training posts, all of them shots; lr 1e-3) the largest Kolmogorov-Smirnov distance of an
-own-class score between fitted and test rows fell from 0.12 to 0.06, and the regression models' out-of-fold scores did
-not change beyond the spread of seeds.
+A model has seen the subcategories of the posts it was fitted to, so their scores come out higher and their losses lower
+than those of other posts. ``kit.clip_ft.cross_fit`` replaces them by those of models that never met their authors.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -25,7 +20,6 @@ from torch import Tensor
 
 from kit.base.progress import progress
 from kit.clip_ft.model import ClipFT, Similarities, class_losses
-from kit.clip_ft.prototypes import Prototypes, mean_directions
 from kit.clip_ft.texts import TextBank
 from kit.clip_ft.train import EVAL_BATCH, HEADS, TERMS, TrainingData, batches, model_inputs
 from kit.encoders.pca import reduce_pca
@@ -48,37 +42,35 @@ class Export:
         losses: (n_posts, 3) float32, L_g, L_o and L_c of Eq. 8.
         image: (n_posts, d) float16, x~ of Eq. 6.
         text: (n_posts, d) float16, h of Eq. 3, rows of norm 1.
-        full: (n_posts, 7 d) float16, all of Eq. 11 but the user features s; None unless asked for.
+        out_of_fold: (n_posts,) bool, true where the model that gave scores and losses was not fitted to the post.
     """
 
     scores: np.ndarray
     losses: np.ndarray
     image: np.ndarray
     text: np.ndarray
-    full: np.ndarray | None = None
+    out_of_fold: np.ndarray
 
 
 @torch.no_grad()
 def export_posts(
-    model: ClipFT, bank: TextBank, data: TrainingData, rows: np.ndarray | None = None, full_path: Path | None = None
+    model: ClipFT, bank: TextBank, data: TrainingData, rows: np.ndarray | None = None, full: np.ndarray | None = None
 ) -> Export:
     """Scores, losses and features of ``rows`` (default: all posts; other rows stay NaN), in batches.
 
     Args:
-        model: as ``train`` or ``load_model`` returns it.
+        model: as ``train`` returns it.
         bank: text features of all posts.
-        data: image features and classes of all posts.
+        data: image features and classes of all posts, and the rows the model was fitted to.
         rows: positions to compute.
-        full_path: file for the full Eq. 11 matrix, 7 d float16 per post, written as it is computed; None leaves it
-            out. Rows that are not computed hold zeros there.
+        full: (n_posts, 7 d) float16 matrix to be filled with all of Eq. 11 but the user features s; None leaves it out.
     """
     model.eval()
     n_posts, dim = len(data.labels), model.visual.shape[1]
-    full_shape = (n_posts, len(PARTS) * dim)
     result = Export(
         np.full((n_posts, len(SCORES)), np.nan, np.float32), np.full((n_posts, len(TERMS)), np.nan, np.float32),
         np.full((n_posts, dim), np.nan, np.float16), np.full((n_posts, dim), np.nan, np.float16),
-        None if full_path is None else np.lib.format.open_memmap(full_path, "w+", np.float16, full_shape),
+        ~np.isin(np.arange(n_posts), data.fit_rows),
     )  # fmt: skip
     class_emb = model.class_embeddings()
     parts = batches(np.arange(n_posts) if rows is None else rows, EVAL_BATCH)
@@ -90,10 +82,10 @@ def export_posts(
         result.scores[part] = _own_scores(model.logits(out), out, labels, (image * pooled).sum(dim=1))
         result.losses[part] = _own_losses(model.logits(out), labels)
         result.image[part], result.text[part] = _half(out.image), _half(pooled)
-        if result.full is not None:
-            result.full[part] = _own_features(image, pooled, class_emb, out, labels)
+        if full is not None:
+            full[part] = _own_features(image, pooled, class_emb, out, labels)
         if data.image_ok is not None:
-            _blank_images(result, part[~data.image_ok[part]])
+            _blank_images(result, full, part[~data.image_ok[part]])
     return result
 
 
@@ -113,23 +105,25 @@ def compact_block(
     kept = [i for i, name in enumerate(SCORES) if cosine or name != "image_text_cosine"]
     columns = [*(SCORES[i] for i in kept), *(f"image_pc_{i:02d}" for i in range(image.shape[1]))]
     columns += [f"text_pc_{i:02d}" for i in range(text.shape[1])]
-    source = "CLIP_FT, compact Eq. 11: own-class similarities, ranks, entropies; PCA of x~ and of the text feature"
+    source = "CLIP_FT, compact (not Eq. 11): own-class similarities, ranks, entropies; PCA of x~ and of the text feature"
     return Block("clip_ft", np.hstack([export.scores[:, kept], image, text]), columns, source=source, external=external)
 
 
-def full_block(export: Export, external: str = "") -> Block:
-    """Block ``clip_ft_full``: every feature of Eq. 11 but the user features s, side by side."""
-    dim = export.full.shape[1] // len(PARTS)
-    columns = [f"{part}_{i}" for part in PARTS for i in range(dim)]
-    return Block("clip_ft_full", export.full, columns, source="CLIP_FT, Eq. 11 without s", external=external)
+def full_columns(dim: int) -> list[str]:
+    """Names of the 7 d columns of Eq. 11 without s, for a model of width ``dim``."""
+    return [f"{part}_{i}" for part in PARTS for i in range(dim)]
+
 
 
 def losses_table(export: Export, posts: pd.DataFrame) -> pd.DataFrame:
-    """Pid, split, L_g, L_o, L_c and their sum L per post, for loss-based selection; NaN without a class or an image."""
-    table = pd.DataFrame(export.losses, columns=list(TERMS))
+    """Per post Pid, split, whether its losses are out of fold, L_g, L_o, L_c and their sum L, for loss-based selection.
+
+    Losses are NaN without a class or an image.
+    """
+    table = pd.DataFrame({"Pid": posts["Pid"].to_numpy(), "split": posts["split"].astype(str).to_numpy()})
+    table["out_of_fold"] = export.out_of_fold
+    table[list(TERMS)] = export.losses
     table["L"] = export.losses.sum(axis=1)
-    table.insert(0, "split", posts["split"].astype(str).to_numpy())
-    table.insert(0, "Pid", posts["Pid"].to_numpy())
     return table
 
 
@@ -176,20 +170,11 @@ def _half(values: Tensor) -> np.ndarray:
     return values.half().cpu().numpy()
 
 
-def _blank_images(result: Export, rows: np.ndarray) -> None:
+def _blank_images(result: Export, full: np.ndarray | None, rows: np.ndarray) -> None:
     """NaN where something depends on an image that could not be read."""
     result.scores[np.ix_(rows, NEEDS_IMAGE)] = np.nan
     result.losses[rows, TERMS.index("L_c")] = np.nan
     result.image[rows] = np.nan
-    if result.full is not None:
-        by_part = result.full.reshape(len(result.full), len(PARTS), -1)
+    if full is not None:
+        by_part = full.reshape(len(full), len(PARTS), -1)
         by_part[np.ix_(rows, IMAGE_PARTS)] = np.nan
-
-
-def without_posts(prototypes: Prototypes, data: TrainingData, text: np.ndarray, rows: np.ndarray) -> Prototypes:
-    """The prototypes as they are without the shots among ``rows``."""
-    shots = prototypes.shots[~prototypes.shots["row"].isin(rows)]
-    codes = pd.Index(prototypes.classes).get_indexer(shots["Subcategory"])
-    at, n_classes = shots["row"].to_numpy(), len(prototypes.classes)
-    visual = mean_directions(data.image, at, codes, n_classes, data.image_ok)
-    return replace(prototypes, visual=visual, textual=mean_directions(text, at, codes, n_classes), shots=shots)

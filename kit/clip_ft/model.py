@@ -53,6 +53,7 @@ class ClipFT(nn.Module):
         logit_scale: initial 1 / temperature of Eqs. 4 and 5 in the loss, learned, at most 100.
         heads: attention heads.
         dropout: in the attention block.
+        share_projection: one projection for images and textual prototypes, as Eq. 6 is printed.
         tower_dtype: precision of the text tower under autocast; everything after it is float32.
         seed: of the initial contexts and of the attention weights.
     """
@@ -70,6 +71,7 @@ class ClipFT(nn.Module):
         logit_scale: float = MAX_LOGIT_SCALE,
         heads: int = 8,
         dropout: float = 0.1,
+        share_projection: bool = False,
         tower_dtype: torch.dtype = torch.float32,
         seed: int = 0,
     ):
@@ -81,7 +83,7 @@ class ClipFT(nn.Module):
         self.local_prompt = PromptLearner(tower, names, n_ctx, seed + 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.projection = CrossModalProjection(tower.dim, heads, dropout)
+            self.projection = CrossModalProjection(tower.dim, heads, dropout, share_projection)
         self.register_buffer("visual", torch.as_tensor(visual, dtype=torch.float32))
         self.register_buffer("textual", torch.as_tensor(textual, dtype=torch.float32))
         self.log_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
@@ -123,7 +125,7 @@ class ClipFT(nn.Module):
         )  # fmt: skip
 
     def logits(self, out: Similarities) -> dict[str, Tensor]:
-        """(B, K) logits of the five classifiers: global, local, visual, textual, averaged (of the last two)."""
+        """(B, K) logits of the five classifiers: global, local, visual, textual, averaged (of the last two, Eq. 7)."""
         scale = self.log_scale.exp()
         visual, textual = out.visual_cosine / self.log_tau_v.exp(), out.textual_cosine / self.log_tau_t.exp()
         return {

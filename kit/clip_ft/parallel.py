@@ -2,7 +2,7 @@
 
 The notebook's process writes a job folder, torchrun starts ``python -m kit.clip_ft.parallel JOB`` once per GPU, and the
 checkpoint they leave is what the notebook's own call to ``train`` finds finished. No process is forked from the
-notebook's kernel.
+notebook's kernel. A training of minutes gains little from it, because every process repeats the class prompts.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from kit.base.paths import PROJECT_ROOT
 from kit.base.process import end_with_runner
 from kit.clip_ft.prototypes import Prototypes, load_prototypes
 from kit.clip_ft.texts import TextBank
-from kit.clip_ft.train import Settings, Trained, TrainingData, tower_dtype, train
-from kit.encoders.clip import Clip, load_clip, save_clip
+from kit.clip_ft.train import Settings, Trained, TrainingData, is_trained, tower_dtype, train, training_key
+from kit.encoders.clip import Clip, load_clip
 
 
 def fit(
@@ -35,30 +35,30 @@ def fit(
     data: TrainingData,
     settings: Settings,
     folder: Path,
-    n_processes: int | None = None,
+    clip_dir: Path,
+    processes: int = 1,
 ) -> Trained:
-    """``train`` on as many processes as there are GPUs, or on ``n_processes``; with one, in this process.
+    """``train``, in this process or in several.
 
     Args:
         clip, bank, prototypes, data, settings, folder: as for ``train``.
-        n_processes: number of processes; None = one per GPU, 1 without a GPU.
+        clip_dir: the folder ``clip`` was loaded from.
+        processes: number of processes, each with a GPU of its own where there are so many; 1 = this process.
     Raises:
         RuntimeError: the processes failed; their own message is in the output above.
     """
-    n_processes = n_processes or max(1, torch.cuda.device_count())
-    if n_processes > 1:
+    if processes > 1 and not is_trained(folder, training_key(clip, bank, prototypes, data, settings), settings):
         job = folder / "job"
-        write_job(job, clip, bank, prototypes, data, settings)
-        run_torchrun(job, n_processes)
+        write_job(job, clip_dir, bank, prototypes, data, settings)
+        run_torchrun(job, processes)
         shutil.rmtree(job)
     return train(clip, bank, prototypes, data, settings, folder)
 
 
 def write_job(
-    job: Path, clip: Clip, bank: TextBank, prototypes: Prototypes, data: TrainingData, settings: Settings
+    job: Path, clip_dir: Path, bank: TextBank, prototypes: Prototypes, data: TrainingData, settings: Settings
 ) -> None:
     """Put everything a worker needs into the folder ``job``; its parent is where the checkpoint goes."""
-    save_clip(clip, job / "clip")
     prototypes.save(job / "prototypes")
     arrays = {"image": data.image, "labels": data.labels, "fit_rows": data.fit_rows, "valid_rows": data.valid_rows}
     arrays |= {} if data.image_ok is None else {"image_ok": data.image_ok}
@@ -67,7 +67,8 @@ def write_job(
             np.save(temporary, values)
     with atomic_path(job / "texts.parquet") as temporary:
         pd.DataFrame({"text": bank.texts}).to_parquet(temporary, index=False)
-    write_json(job / "job.json", {"settings": asdict(settings), "bank": bank.options, "arrays": sorted(arrays)})
+    content = {"clip": clip_dir, "settings": asdict(settings), "bank": bank.options, "arrays": sorted(arrays)}
+    write_json(job / "job.json", content)
 
 
 def run_torchrun(job: Path, n_processes: int) -> None:
@@ -90,11 +91,11 @@ def worker(job: Path) -> None:
     try:
         content = read_json(job / "job.json")
         settings, options = Settings(**content["settings"]), content["bank"]
-        clip = load_clip(f"local-dir:{job / 'clip'}")
+        clip = load_clip(f"local-dir:{content['clip']}")
         clip.text.to(device)
         data = TrainingData(**{name: np.load(job / f"{name}.npy", mmap_mode="r") for name in content["arrays"]})
         texts = pd.read_parquet(job / "texts.parquet")["text"].to_numpy()
-        options["cache_gb"] /= world  # every process holds its own copy
+        options["cache_share"] /= world  # every process holds its own copy
         bank = TextBank(clip.text, texts, dtype=tower_dtype(settings.precision, device), **options)
         train(clip, bank, load_prototypes(job / "prototypes"), data, settings, job.parent)
     finally:

@@ -22,19 +22,17 @@ class CrossModalProjection(nn.Module):
         dim: width d of the features, also of the output.
         heads: attention heads; must divide ``dim``.
         dropout: share of the attention's output dropped in training.
-        residual: add the tokens to the attention's output before the norm.
         share_projection: send textual prototypes through the visual projection, as Eq. 6 is printed.
-    Source: Eq. 6; residual and norm as in FEAT* (Sha-Lab/FEAT, model/models/featstar.py).
+    Source: Eq. 6; the tokens added to the attention's output and the norm as in FEAT* (Sha-Lab/FEAT,
+        model/models/featstar.py).
     """
 
-    def __init__(
-        self, dim: int, heads: int = 8, dropout: float = 0.1, residual: bool = True, share_projection: bool = False
-    ):
+    def __init__(self, dim: int, heads: int = 8, dropout: float = 0.1, share_projection: bool = False):
         super().__init__()
         if dim % heads:
             divisors = ", ".join(str(h) for h in range(1, 17) if dim % h == 0)
             raise InputError(f"heads = {heads} does not divide the feature width {dim}; choose one of {divisors}")
-        self.heads, self.residual = heads, residual
+        self.heads = heads
         self.visual_proj = _identity_linear(dim)
         self.textual_proj = self.visual_proj if share_projection else _identity_linear(dim)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
@@ -78,8 +76,7 @@ class CrossModalProjection(nn.Module):
         return self.qkv(tokens).view(len(tokens), 3, self.heads, -1).unbind(dim=1)
 
     def _finish(self, tokens: Tensor, attended: Tensor) -> Tensor:
-        attended = self.dropout(attended)
-        return self.norm(tokens + attended if self.residual else attended)
+        return self.norm(tokens + self.dropout(attended))
 
 
 def prototype_cosine(image: Tensor, prototypes: Tensor) -> Tensor:
@@ -87,19 +84,6 @@ def prototype_cosine(image: Tensor, prototypes: Tensor) -> Tensor:
     dots = (prototypes @ image[..., None]).squeeze(-1)
     norms = torch.linalg.vector_norm(prototypes, dim=-1) * torch.linalg.vector_norm(image, dim=-1, keepdim=True)
     return dots / norms.clamp_min(1e-12)
-
-
-def prototype_logits(image: Tensor, visual: Tensor, textual: Tensor, tau_v: Tensor, tau_t: Tensor) -> Tensor:
-    """(B, K) mean of the visual and the textual logits, cosine over temperature (Eq. 7, combined as in section 3.4).
-
-    Args:
-        image: (B, d) x~.
-        visual: (B, K, d) V~.
-        textual: (B, K, d) T~.
-        tau_v: temperature of the visual logits.
-        tau_t: temperature of the textual logits.
-    """
-    return (prototype_cosine(image, visual) / tau_v + prototype_cosine(image, textual) / tau_t) / 2
 
 
 def _identity_linear(dim: int) -> nn.Linear:

@@ -49,6 +49,7 @@ class PromptLearner(nn.Module):
         self.register_buffer("words", tower.embed(ids).detach().float(), persistent=False)
         generator = torch.Generator().manual_seed(seed)
         self.ctx = nn.Parameter(INIT_STD * torch.randn(n_ctx, tower.width, generator=generator).to(device))
+        self.layout = PackedLayout(tower.valid_mask(ids), self.start + n_ctx) if tower.can_truncate else None
 
     def forward(self) -> Tensor:
         """(K, L, width) prompt embeddings: the class's own words, with the context in the place of the placeholders."""
@@ -57,50 +58,58 @@ class PromptLearner(nn.Module):
         return torch.cat([self.words[:, : self.start], context, self.words[:, end:]], dim=1)
 
 
+class PackedLayout(nn.Module):
+    """K prompts that begin alike as one sequence: the shared tokens, then every class's own ones, one class after another.
+
+    A mask lets each token see what it would see alone: the shared tokens, and earlier tokens of its own class. Under
+    causal attention the shared tokens cannot depend on what follows, so the result is that of K separate sequences.
+    Attention grows with the square of the sequence, which up to a few hundred classes is small beside the rest.
+
+    Args:
+        valid: (K, L) bool, true from the first token of each prompt to its end-of-text token.
+        n_shared: number of places in which all prompts are equal.
+    Attributes:
+        rows: (N,) positions of the packed tokens in the K prompts laid end to end, (K L,).
+        position: (N,) place of each packed token in its own prompt.
+        mask: (N, N) float32 for the attention: 0 where a token may look, -inf elsewhere.
+        last: (K,) where each class's end-of-text token stands in the sequence.
+    """
+
+    def __init__(self, valid: Tensor, n_shared: int):
+        super().__init__()
+        place = torch.arange(valid.shape[1], device=valid.device)
+        own = valid & (place >= n_shared)
+        owner, position = own.nonzero(as_tuple=True)
+        rows = torch.cat([place[:n_shared], own.flatten().nonzero().flatten()])
+        owner = torch.cat([owner.new_full((n_shared,), -1), owner])
+        position = torch.cat([place[:n_shared], position])
+        sees = ((owner == -1) | (owner == owner[:, None])) & (position <= position[:, None])
+        mask = torch.zeros(sees.shape, device=valid.device).masked_fill(~sees, -torch.inf)
+        last = n_shared + own.sum(dim=1).cumsum(dim=0) - 1
+        for name, value in {"rows": rows, "position": position, "mask": mask, "last": last}.items():
+            self.register_buffer(name, value, persistent=False)
+
+
 def encode_prompts(tower: TextTower, learners: Sequence[PromptLearner]) -> list[Tensor]:
     """Class embeddings (K, d), rows of norm 1, of each learner, in one pass through the tower (Eq. 2).
 
-    Causal towers get the shared context once, not once per class (``encode_packed``): exact, and about four times fewer
+    Causal towers get the shared context once, not once per class (``PackedLayout``): exact, and about four times fewer
     tokens for SMPD's 77 classes than prompts cut to their longest.
     """
-    ids = learners[0].ids
+    ids, layout = learners[0].ids, learners[0].layout
     prompts = torch.stack([learner() for learner in learners])  # (n, K, L, width)
-    if tower.can_truncate:
-        n_shared = learners[0].start + len(learners[0].ctx)
-        pooled = encode_packed(tower, prompts, ids, n_shared)
+    if layout is not None:
+        pooled = encode_packed(tower, prompts, layout)
     else:
         pooled = tower.encode_embeds(prompts.flatten(0, 1), ids.repeat(len(learners), 1))[0]
     return list(F.normalize(pooled.float(), dim=-1).view(len(learners), len(ids), -1))
 
 
-def encode_packed(tower: TextTower, prompts: Tensor, ids: Tensor, n_shared: int) -> Tensor:
-    """Pooled features of prompts that begin alike, with the common beginning computed once.
-
-    All K prompts of a context are laid behind one another as one sequence: the shared tokens, then every class's own
-    ones.
-    A mask lets each token see what it would see alone: the shared tokens, and earlier tokens of its own class. Under
-    causal attention the shared tokens cannot depend on what follows, so the result is that of K separate sequences.
-    Attention grows with the square of K, which up to a few hundred classes is small beside the rest.
-
-    Args:
-        prompts: (n, K, L, width) embeddings without positions, equal over K in the first ``n_shared`` places.
-        ids: (K, L) token ids, to tell where each prompt ends.
-        n_shared: number of shared places.
-    Returns:
-        (n, K, d) features, not normalised.
-    """
-    place = torch.arange(ids.shape[1], device=ids.device)
-    own = tower.valid_mask(ids) & (place >= n_shared)  # (K, L): the tokens no other class has
-    owner, position = own.nonzero(as_tuple=True)
-    owner = torch.cat([owner.new_full((n_shared,), -1), owner])
-    position = torch.cat([place[:n_shared], position])
-    sees = ((owner == -1) | (owner == owner[:, None])) & (position <= position[:, None])
-    mask = torch.zeros(sees.shape, device=ids.device).masked_fill(~sees, -torch.inf)
-    packed = torch.cat([prompts[:, 0, :n_shared], prompts[:, own]], dim=1)  # (n, tokens, width)
-    dtype = tower.transformer.get_cast_dtype()
-    hidden = tower.transformer((packed + tower.positional_embedding[position]).to(dtype), attn_mask=mask)
-    last = n_shared + own.sum(dim=1).cumsum(dim=0) - 1  # each class ends with its end-of-text token
-    return project(tower.ln_final(hidden[:, last]), tower.text_projection)
+def encode_packed(tower: TextTower, prompts: Tensor, layout: PackedLayout) -> Tensor:
+    """(n, K, d) pooled features, not normalised, of prompts (n, K, L, width) without positions, laid out as ``layout``."""
+    packed = prompts.flatten(1, 2)[:, layout.rows] + tower.positional_embedding[layout.position]  # (n, N, width)
+    hidden = tower.transformer(packed.to(tower.transformer.get_cast_dtype()), attn_mask=layout.mask)
+    return project(tower.ln_final(hidden[:, layout.last]), tower.text_projection)
 
 
 def tower_precision(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from kit.base.errors import InputError
 from kit.base.files import atomic_path
+from kit.base.shares import largest_remainder
 
 NO_MONTH = "unknown"  # the interval of posts without a date
 
@@ -113,23 +114,6 @@ def sample_shots(
     return pd.concat(drawn, ignore_index=True)
 
 
-def month_quotas(counts: np.ndarray, shots: int) -> np.ndarray:
-    """How many of ``shots`` each interval gives, proportional to ``counts``, by largest remainder.
-
-    Args:
-        counts: (n_months,) posts per interval.
-        shots: number wanted; at most ``counts.sum()`` is returned in all.
-    Returns:
-        (n_months,) int64, each at most its count and within 1 of its exact share.
-    """
-    total = int(counts.sum())
-    wanted = min(shots, total)
-    quotas, remainders = np.divmod(counts.astype(np.int64) * wanted, max(total, 1))
-    most_left = np.argsort(-remainders, kind="stable")[: wanted - int(quotas.sum())]
-    quotas[most_left] += 1
-    return quotas
-
-
 def shot_coverage(
     posts: pd.DataFrame, shots: pd.DataFrame, seed: int = 0, *, rows: np.ndarray | None = None, n_draws: int = 5
 ) -> pd.DataFrame:
@@ -221,7 +205,7 @@ def _draw_class(group: pd.DataFrame, shots: int, user_cap: int, rng: np.random.G
     user = pd.factorize(group["Uid"])[0][shuffled]
     taken_by_user = np.zeros(user.max() + 1, dtype=np.int64)
     drawn = []
-    for interval, quota in enumerate(month_quotas(np.bincount(month), shots)):
+    for interval, quota in enumerate(largest_remainder(np.bincount(month), shots)):
         here = np.flatnonzero(month == interval)
         drawn.append(here[_draw_month(concept[here], user[here], quota, user_cap, taken_by_user)])
     return shuffled[np.concatenate(drawn)]

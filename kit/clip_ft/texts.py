@@ -1,8 +1,8 @@
 """Token features of the posts' texts (Eq. 3), served in batches: every distinct text once, cached where they fit.
 
 The text tower is frozen, so the features of a text never change. Kept for its valid tokens only and in float16, a
-text of 15 tokens costs 15 kB at d = 512; whether all texts fit is decided from their true lengths before anything is
-encoded.
+text of 15 tokens costs 15 kB at d = 512; where all texts fit, on the GPU or else in main memory, is decided from their
+true lengths before anything is encoded.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kit.base.machine import GB, memory_gb
 from kit.base.progress import progress
 from kit.clip_ft.prompts import tower_precision
 from kit.encoders.text_tower import TextTower
@@ -29,13 +30,15 @@ class TextBank:
     Args:
         tower: frozen text tower, on the device the batches shall be on.
         texts: n_posts texts; equal ones are encoded once.
-        cache_gb: memory the token features may take; more than that and each batch is encoded when it is asked for.
+        cache_share: share of the free memory that the token features may take, of the tower's GPU or else of the machine;
+            more than that and each batch is encoded when it is asked for.
         batch_size: texts per pass when the cache is filled.
         mask_sot: leave out the start-of-text token, which under causal attention is one constant vector.
         dtype: precision of the tower under autocast.
     Attributes:
         options: how it was made, without the tower.
-        cached: whether the token features are held in memory.
+        n_distinct: number of distinct texts.
+        place: where the token features are held, a device or None.
         cache_bytes: memory they take, or would take.
     """
 
@@ -44,21 +47,22 @@ class TextBank:
         tower: TextTower,
         texts: Sequence[str],
         *,
-        cache_gb: float = 4.0,
+        cache_share: float = 0.5,
         batch_size: int = 256,
         mask_sot: bool = True,
         dtype: torch.dtype = torch.float32,
     ):
         self.tower, self.dtype = tower.eval().requires_grad_(False), dtype
         self.device = next(tower.parameters()).device
-        self.options = {"cache_gb": cache_gb, "batch_size": batch_size, "mask_sot": mask_sot}
+        self.options = {"cache_share": cache_share, "batch_size": batch_size, "mask_sot": mask_sot}
         self._skip_sot = mask_sot and tower.has_sot
         self.text_idx, self._distinct = pd.factorize(np.asarray(texts, dtype=object))
         self.ids = _tokenize(tower, list(self._distinct))  # (n_distinct, L) int32
         self._lengths = torch.cat([tower.valid_mask(part).sum(dim=1) for part in self.ids.split(TOKENIZE_CHUNK)])
         self.cache_bytes = 2 * tower.dim * (int(self._lengths.sum()) + len(self.ids))
-        self.cached = self.cache_bytes <= cache_gb * 1e9
-        if self.cached:
+        self.n_distinct = len(self.ids)
+        self.place = _place(self.device, self.cache_bytes, cache_share)
+        if self.place is not None:
             self._fill(batch_size)
 
     def __len__(self) -> int:
@@ -78,39 +82,56 @@ class TextBank:
     def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """h (B, d), H (B, L, d) and mask (B, L) of the posts ``rows`` (B,); rows of H beyond the mask mean nothing.
 
-        From the cache both are float16 rows of norm 1, else what the tower gives in its own length.
+        Features are float16 rows of norm 1, cached or not, so that results do not hang on how much memory was free.
         """
         index = torch.from_numpy(self.text_idx[rows])
-        pooled, tokens, mask = self._gather(index) if self.cached else self._encode(index)
+        pooled, tokens, mask = self._encode(index) if self.place is None else self._gather(index)
         if self._skip_sot:
             mask[:, 0] = False
         return pooled, tokens, mask
 
     @torch.no_grad()
     def _encode(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        ids = self.ids[index].long().to(self.device)
+        ids = to_device(self.ids[index].long(), self.device)
         with tower_precision(self.device, self.dtype):
-            return self.tower.encode_ids(ids)
+            pooled, tokens, mask = self.tower.encode_ids(ids)
+        return F.normalize(pooled.float(), dim=-1).half(), F.normalize(tokens.float(), dim=-1).half(), mask
 
     def _gather(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         lengths = self._lengths[index]
-        place = torch.arange(int(lengths.max()))
-        mask = place < lengths[:, None]
-        flat = self._starts[index][:, None] + torch.where(mask, place, 0)  # (B, L) rows of the ragged cache
-        return self._pooled[index].to(self.device), self._tokens[flat].to(self.device), mask.to(self.device)
+        position = torch.arange(int(lengths.max()))
+        mask = position < lengths[:, None]
+        flat = self._starts[index][:, None] + torch.where(mask, position, 0)  # (B, L) rows of the ragged cache
+        pooled, tokens = self._pooled[to_device(index, self.place)], self._tokens[to_device(flat, self.place)]
+        return to_device(pooled, self.device), to_device(tokens, self.device), to_device(mask, self.device)
 
     def _fill(self, batch_size: int) -> None:
         """Encode all distinct texts, shortest first so that batches hold few pads."""
         self._starts = self._lengths.cumsum(dim=0) - self._lengths
-        self._tokens = torch.empty((int(self._lengths.sum()), self.tower.dim), dtype=torch.float16)
-        self._pooled = torch.empty((len(self.ids), self.tower.dim), dtype=torch.float16)
+        half = {"dtype": torch.float16, "device": self.place}
+        self._tokens = torch.empty((int(self._lengths.sum()), self.tower.dim), **half)
+        self._pooled = torch.empty((len(self.ids), self.tower.dim), **half)
         parts = self._lengths.argsort().split(batch_size)
         for index in progress(parts, label="text tokens", unit="batches"):
             pooled, tokens, mask = self._encode(index)
-            self._pooled[index] = F.normalize(pooled.float(), dim=-1).half().cpu()
             spans = zip(self._starts[index], self._lengths[index], strict=True)
             flat = torch.cat([torch.arange(start, start + length) for start, length in spans])
-            self._tokens[flat] = F.normalize(tokens[mask].float(), dim=-1).half().cpu()
+            self._pooled[index.to(self.place)] = pooled.to(self.place)
+            self._tokens[flat.to(self.place)] = tokens[mask].to(self.place)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` on ``device``; from main memory to a GPU by way of pinned memory, without waiting for the copy."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
+def _place(device: torch.device, n_bytes: int, share: float) -> torch.device | None:
+    """Where a cache of ``n_bytes`` is held: on the tower's device, else in main memory, else (too large) nowhere."""
+    if device.type == "cuda" and n_bytes <= share * torch.cuda.mem_get_info(device)[0]:
+        return device
+    return torch.device("cpu") if n_bytes <= share * GB * memory_gb()[1] else None
 
 
 def _tokenize(tower: TextTower, texts: list[str]) -> Tensor:

@@ -7,7 +7,6 @@ the processes' gradients is the gradient of the whole batch. One process and sev
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,15 +15,16 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kit.base.code import code_of
 from kit.base.errors import InputError
-from kit.base.files import atomic_path, digest
+from kit.base.files import atomic_path, digest, hash_array
 from kit.base.progress import progress
 from kit.clip_ft.model import ClipFT, class_losses
 from kit.clip_ft.prototypes import Prototypes
-from kit.clip_ft.texts import TextBank
+from kit.clip_ft.texts import TextBank, to_device
 from kit.encoders.clip import Clip
 
 EVAL_BATCH = 256
@@ -46,6 +46,7 @@ class Settings:
     tau_prototype: float = 0.07  # initial tau_v and tau_t, Eq. 7
     heads: int = 8  # of the attention block
     dropout: float = 0.1
+    share_projection: bool = False  # textual prototypes through the visual projection, as Eq. 6 is printed
     precision: str = "auto"  # of the text tower: fp32, bf16, fp16; auto = fp32 on a CPU, bf16 or fp16 on a GPU
     seed: int = 0
 
@@ -93,14 +94,14 @@ def build_model(clip: Clip, prototypes: Prototypes, settings: Settings, device: 
         clip.text, prototypes.names, prototypes.visual, prototypes.textual,
         n_ctx=settings.n_ctx, tau_s=settings.tau_s, tau_prototype=settings.tau_prototype,
         logit_scale=clip.logit_scale, heads=settings.heads, dropout=settings.dropout,
-        tower_dtype=tower_dtype(settings.precision, device), seed=settings.seed,
+        share_projection=settings.share_projection, tower_dtype=tower_dtype(settings.precision, device), seed=settings.seed,
     ).to(device)  # fmt: skip
 
 
 def train(
     clip: Clip, bank: TextBank, prototypes: Prototypes, data: TrainingData, settings: Settings, folder: Path
 ) -> Trained:
-    """CLIP_FT trained on ``data`` (Eq. 8), at its best epoch: lowest validation loss, or the last without validation.
+    """CLIP_FT trained on ``data`` (Eq. 8), at its best epoch: lowest validation loss, or the last one without validation.
 
     Works alone or as one of several processes of an initialised ``torch.distributed`` group. After each epoch the
     whole state is written to ``folder/checkpoint.pt``; a later call with the same arguments goes on from there, or
@@ -117,11 +118,12 @@ def train(
     """
     model = build_model(clip, prototypes, settings, bank.device)
     trainer = _Trainer(model, bank, data, settings)
-    key = _fingerprint(clip, bank, prototypes, data, settings)
+    key = training_key(clip, bank, prototypes, data, settings)
     state = _load_checkpoint(folder / "checkpoint.pt", key)
     if state is None:
         trainer.record(epoch=0, train={})
     else:
+        print(f"going on after epoch {_epoch(state)} of {settings.epochs}")
         trainer.load(state)
     for epoch in range(trainer.epochs_done + 1, settings.epochs + 1):
         trainer.run_epoch(epoch)
@@ -129,13 +131,18 @@ def train(
     return _finish(trainer, folder)
 
 
-def load_model(clip: Clip, prototypes: Prototypes, settings: Settings, folder: Path, device: str = "cpu") -> ClipFT:
-    """The model that ``train`` left in ``folder``, in eval mode."""
-    if not (folder / "model.safetensors").is_file():
-        raise InputError(f"{folder / 'model.safetensors'} is missing: run 03_clip_ft first")
-    model = build_model(clip, prototypes, settings, device)
-    model.load_own_state(load_file(folder / "model.safetensors"))
-    return model.eval()
+def is_trained(folder: Path, key: str, settings: Settings) -> bool:
+    """Whether ``folder`` holds a finished training of that ``training_key``."""
+    state = _load_checkpoint(folder / "checkpoint.pt", key)
+    return state is not None and _epoch(state) >= settings.epochs
+
+
+def training_key(clip: Clip, bank: TextBank, prototypes: Prototypes, data: TrainingData, settings: Settings) -> str:
+    """Hash of everything the result depends on: weights, texts, every array, settings, and the code that trains."""
+    arrays = [prototypes.visual, prototypes.textual, data.labels, data.fit_rows, data.valid_rows, data.image]
+    arrays += [] if data.image_ok is None else [data.image_ok]
+    parts = [clip.fingerprint, bank.fingerprint, prototypes.names, asdict(settings), [hash_array(a) for a in arrays]]
+    return digest([*parts, code_of("kit.clip_ft.train")])
 
 
 @torch.no_grad()
@@ -176,7 +183,7 @@ def tower_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 def model_inputs(bank: TextBank, image: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Image features, h, H and mask of a batch, as ``ClipFT.forward`` takes them."""
-    features = torch.from_numpy(np.asarray(image[rows], dtype=np.float32)).to(bank.device)
+    features = to_device(torch.from_numpy(np.asarray(image[rows], dtype=np.float32)), bank.device)
     return features, *bank.batch(rows)
 
 
@@ -219,7 +226,8 @@ class _Trainer:
         order = np.random.default_rng([self.settings.seed, epoch]).permutation(self.fit_rows)
         sums = torch.zeros(len(TERMS), device=self.bank.device)
         steps = batches(order, self.settings.batch_size)
-        with _seeded(self.bank.device, self.settings.seed, epoch, self.rank):  # dropout, other in each process
+        seed = (self.settings.seed, epoch, self.rank)  # of dropout, another in each process
+        with _seeded(self.bank.device, *seed), _tensor_cores(self.bank.device):
             for rows in progress(steps, label=f"CLIP_FT epoch {epoch}/{self.settings.epochs}", unit="steps"):
                 sums += self.step(rows)
         if self.world > 1:
@@ -281,6 +289,18 @@ def _seeded(device: torch.device, *seed: int) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _tensor_cores(device: torch.device) -> Iterator[None]:
+    """On a GPU, float32 products of the training steps in TF32; evaluation and export stay at full precision."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def _finish(trainer: _Trainer, folder: Path) -> Trained:
     """The model at its best epoch; files written by the first process."""
     model, best = trainer.model, trainer.best
@@ -297,15 +317,6 @@ def _finish(trainer: _Trainer, folder: Path) -> Trained:
 # --- checkpoint -------------------------------------------------------------------------------------------------------
 
 
-def _fingerprint(clip: Clip, bank: TextBank, prototypes: Prototypes, data: TrainingData, settings: Settings) -> str:
-    """Hash of everything the result depends on; of the image features, 64 rows stand for all."""
-    sample = np.linspace(0, len(data.image) - 1, 64).astype(int)
-    arrays = [prototypes.visual, prototypes.textual, data.labels, data.fit_rows, data.valid_rows, data.image[sample]]
-    arrays += [] if data.image_ok is None else [data.image_ok]
-    hashes = [hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest() for array in arrays]
-    return digest([clip.fingerprint, bank.fingerprint, prototypes.names, asdict(settings), hashes])
-
-
 def _save_checkpoint(path: Path, key: str, trainer: _Trainer) -> None:
     if trainer.rank == 0:
         with atomic_path(path) as temporary:
@@ -317,8 +328,9 @@ def _load_checkpoint(path: Path, key: str) -> dict | None:
     if not path.is_file():
         return None
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["key"] != key:
-        print(f"{path.name} belongs to other data or settings: training starts anew")
-        return None
-    print(f"going on after epoch {state['history'][-1]['epoch']} of {path.name}")
-    return state
+    return state if state["key"] == key else None
+
+
+def _epoch(state: dict) -> int:
+    """The last finished epoch of a checkpoint."""
+    return state["history"][-1]["epoch"]

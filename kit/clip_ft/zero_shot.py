@@ -12,6 +12,8 @@ from torch import Tensor
 from kit.encoders.text_tower import TextTower
 from kit.release.taxonomy import prompt_names
 
+CHUNK = 8192  # posts at a time
+
 
 def zero_shot(
     tower: TextTower, classes: list[str], image_emb: np.ndarray, labels: np.ndarray, rows: np.ndarray
@@ -40,8 +42,6 @@ def zero_shot_classes(tower: TextTower, names: Sequence[str], template: str = "a
 
 def zero_shot_accuracy(features: np.ndarray, class_emb: Tensor, labels: np.ndarray, rows: np.ndarray) -> float:
     """Share of ``rows`` whose feature (n_posts, d) is nearest to its own class embedding (K, d)."""
-    parts = np.array_split(rows, max(1, -(-len(rows) // 8192)))
-    hits = [
-        np.asarray(features[part], np.float32) @ class_emb.cpu().numpy().T for part in parts
-    ]  # cosines up to the norm of each row, which does not change the order of its classes
-    return float((np.concatenate(hits).argmax(axis=1) == labels[rows]).mean())
+    parts = np.array_split(rows, -(-len(rows) // CHUNK) or 1)
+    cosines = (np.asarray(features[part], np.float32) @ class_emb.cpu().numpy().T for part in parts)  # times row norms
+    return float((np.concatenate([part.argmax(axis=1) for part in cosines]) == labels[rows]).mean())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from kit.base.files import hash_array
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,4 @@ class Block:
     @functools.cached_property
     def digest(self) -> str:
         """A hash of the values."""
-        hasher = hashlib.blake2b(f"{self.values.shape}{self.values.dtype}".encode(), digest_size=16)
-        for start in range(0, len(self.values), 4096):  # by pieces: a block may be larger than memory
-            hasher.update(np.ascontiguousarray(self.values[start : start + 4096]).data)
-        return hasher.hexdigest()
+        return hash_array(self.values)

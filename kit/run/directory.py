@@ -7,10 +7,11 @@ notebook reads and writes; from that note ``kit.pipeline`` later decides whether
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +88,33 @@ class Run:
         """Save a block as ``blocks/<name>/values.npy`` and ``meta.json``, with the ids of its rows."""
         if block.values.dtype not in (np.float16, np.float32):
             raise ValueError(f"block {block.name} is {block.values.dtype}; float16 or float32 expected")
-        ids_hash = self._ids_hash()
-        if len(block.values) != ids_hash[0]:
-            raise ValueError(f"block {block.name} has {len(block.values):,} rows, the posts table {ids_hash[0]:,}")
-        folder = self.dir / "blocks" / block.name
-        shutil.rmtree(folder, ignore_errors=True)
-        values_path = self.output(f"blocks/{block.name}/values.npy")
-        with atomic_path(values_path) as temporary:
+        n_posts = self._ids_hash()[0]
+        if len(block.values) != n_posts:
+            raise ValueError(f"block {block.name} has {len(block.values):,} rows, the posts table {n_posts:,}")
+        shutil.rmtree(self.dir / "blocks" / block.name, ignore_errors=True)
+        with atomic_path(self.output(f"blocks/{block.name}/values.npy")) as temporary:
             np.save(temporary, block.values)
+        self._write_meta(block)
+
+    @contextlib.contextmanager
+    def fill_block(self, name: str, columns: list[str], source: str = "", external: str = "") -> Iterator[np.memmap]:
+        """A float16 matrix (n_posts, d) on disk, to be filled; it is the block ``name`` once the ``with`` has ended well.
+
+        For a block too large to be held in memory: ``with run.fill_block(...) as values: values[:] = ...``.
+        """
+        shutil.rmtree(self.dir / "blocks" / name, ignore_errors=True)
+        with atomic_path(self.output(f"blocks/{name}/values.npy")) as temporary:
+            block = Block(name, _open_matrix(temporary, (self._ids_hash()[0], len(columns))), columns, [], source, external)
+            yield block.values
+            block.values.flush()
+        self._write_meta(block)
+
+    def _write_meta(self, block: Block) -> None:
         meta = {
             "name": block.name, "columns": list(block.columns), "categorical": list(block.categorical),
             "source": block.source, "external": block.external, "dtype": str(block.values.dtype),
-            "shape": list(block.values.shape), "ids": ids_hash[1], "hash": hash_file(values_path),
+            "shape": list(block.values.shape), "ids": self._ids_hash()[1],
+            "hash": hash_file(self._writes[f"blocks/{block.name}/values.npy"]),
         }  # fmt: skip
         write_json(self.output(f"blocks/{block.name}/meta.json"), meta)
 
@@ -255,6 +271,18 @@ class Run:
             pids = pd.read_parquet(path, columns=["Pid"])["Pid"]
             self._ids = (stamp, (len(pids), digest(pids.tolist())))
         return self._ids[1]
+
+
+def _open_matrix(path: Path, shape: tuple[int, int]) -> np.memmap:
+    """A new float16 .npy file of that shape, mapped; its place on the disk is taken now, where the system can do that.
+
+    Writing to a mapped file on a full disk would kill the process; taking the place first raises an error instead.
+    """
+    values = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
+    return values
 
 
 def _short_listing(names: list[str], limit: int = 20) -> list[str]:

@@ -12,7 +12,6 @@ from kit.clip_ft.prototypes import (
     build_prototypes,
     class_codes,
     load_prototypes,
-    month_quotas,
     sample_shots,
     shot_coverage,
 )
@@ -44,20 +43,6 @@ def posts():
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(0, 300), min_size=1, max_size=20), st.integers(1, 300))
-def test_month_quotas_are_the_largest_remainder(counts, shots):
-    counts = np.array(counts)
-    quotas = month_quotas(counts, shots)
-    wanted = min(shots, counts.sum())
-    exact = counts * wanted / max(counts.sum(), 1)
-    assert quotas.sum() == wanted
-    assert (np.abs(quotas - exact) < 1).all() and (quotas <= counts).all()
-    gained, lost = quotas > exact, quotas < exact
-    if gained.any() and lost.any():  # whoever was rounded up had at least the remainder of whoever was rounded down
-        assert (exact - np.floor(exact))[gained].min() >= (exact - np.floor(exact))[lost].max() - 1e-9
 
 
 @pytest.mark.parametrize("shots", [1, 17, 64, 256, 5000])
