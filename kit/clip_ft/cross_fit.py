@@ -90,7 +90,9 @@ def score_shift(scores: np.ndarray, first: np.ndarray, second: np.ndarray) -> pd
     lines = []
     for name, column in zip(SCORES, scores.T, strict=True):
         parts = [part[~np.isnan(part)] for part in (column[first], column[second])]
-        lines.append((name, *(part.mean() for part in parts), ks_2samp(*parts).statistic))
+        known = min(map(len, parts)) > 0
+        lines.append((name, *(part.mean() if known else np.nan for part in parts)))
+        lines[-1] += (ks_2samp(*parts).statistic if known else np.nan,)
     return pd.DataFrame(lines, columns=["score", "first", "second", "ks"])
 
 

@@ -105,14 +105,15 @@ def compact_block(
     kept = [i for i, name in enumerate(SCORES) if cosine or name != "image_text_cosine"]
     columns = [*(SCORES[i] for i in kept), *(f"image_pc_{i:02d}" for i in range(image.shape[1]))]
     columns += [f"text_pc_{i:02d}" for i in range(text.shape[1])]
-    source = "CLIP_FT, compact (not Eq. 11): own-class similarities, ranks, entropies; PCA of x~ and of the text feature"
+    source = (
+        "CLIP_FT, compact (not Eq. 11): own-class similarities, ranks, entropies; PCA of x~ and of the text feature"
+    )
     return Block("clip_ft", np.hstack([export.scores[:, kept], image, text]), columns, source=source, external=external)
 
 
 def full_columns(dim: int) -> list[str]:
     """Names of the 7 d columns of Eq. 11 without s, for a model of width ``dim``."""
     return [f"{part}_{i}" for part in PARTS for i in range(dim)]
-
 
 
 def losses_table(export: Export, posts: pd.DataFrame) -> pd.DataFrame:

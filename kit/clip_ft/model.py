@@ -133,6 +133,11 @@ class ClipFT(nn.Module):
             "visual": visual, "textual": textual, "averaged": (visual + textual) / 2,
         }  # fmt: skip
 
+    def temperatures(self) -> dict[str, float]:
+        """The learned temperatures: tau of the prompts (Eqs. 4 and 5 in the loss), tau_v and tau_t (Eq. 7)."""
+        values = {"prompts": -self.log_scale, "visual prototypes": self.log_tau_v, "textual prototypes": self.log_tau_t}
+        return {name: value.exp().item() for name, value in values.items()}
+
     @torch.no_grad()
     def clamp_temperatures(self) -> None:
         """Bring the temperatures back into their range; to be called after every optimiser step."""

@@ -12,7 +12,7 @@ from kit.base.errors import InputError
 from kit.release.texts import post_texts
 from kit.run.folds import inner_holdout
 
-FILE = "prototypes/split.parquet"  # in the run
+SPLIT_FILE = "prototypes/split.parquet"  # in the run
 FIT, HELD_OUT, TEST = "fit", "held out", "test"
 
 
@@ -30,7 +30,9 @@ def make_split(
         InputError: a share outside [0, 1), or fewer than two authors.
     """
     if not 0 <= valid_share < 1:
-        raise InputError(f"valid_share = {valid_share}: the share of train posts to hold out is from 0 to below 1, as 0.1")
+        raise InputError(
+            f"valid_share = {valid_share}: the share of train posts to hold out is from 0 to below 1, as 0.1"
+        )
     side = np.where(posts["split"] == "train", FIT, TEST).astype(object)
     if valid_share:
         train_idx = np.flatnonzero(side == FIT)

@@ -23,6 +23,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> paramet
     "full": {},
     "demo": {
         "02": {"clip_model": "smp-tiny", "shots": 24},
+        "03": {"cross_folds": 3},
         "05": QUICK | {"factors": [2, 5], "tail_seeds": [0], "ratios": [1.0, 0.77, 0.5], "selection_seeds": [0, 1]},
         "06": QUICK
         | {

@@ -104,7 +104,9 @@ class Run:
         """
         shutil.rmtree(self.dir / "blocks" / name, ignore_errors=True)
         with atomic_path(self.output(f"blocks/{name}/values.npy")) as temporary:
-            block = Block(name, _open_matrix(temporary, (self._ids_hash()[0], len(columns))), columns, [], source, external)
+            block = Block(
+                name, _open_matrix(temporary, (self._ids_hash()[0], len(columns))), columns, [], source, external
+            )
             yield block.values
             block.values.flush()
         self._write_meta(block)

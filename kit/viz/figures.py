@@ -333,24 +333,23 @@ def training_history(history: pd.DataFrame) -> Figure:
     """CLIP_FT's loss terms and its accuracies on held-out authors, epoch by epoch; epoch 0 is before training.
 
     Args:
-        history: as ``kit.clip_ft.train.train`` returns it.
+        history: as ``kit.clip_ft.train.train`` returns it; without held-out authors only training losses are drawn.
     """
     figure, axes = grid(1, 2, width=10.5, height=3.3)
-    shades = dict(zip(("L_g", "L_o", "L_c"), ("#31688e", "#2a9d8f", "#e07b39"), strict=True))
-    for term, colour in shades.items():
-        axes[0, 0].plot(
-            history["epoch"], history[f"valid_{term}"], "o-", color=colour, label=f"{term}, held-out authors"
-        )
-        axes[0, 0].plot(
-            history["epoch"], history[f"train_{term}"], "--", color=colour, alpha=0.6, label=f"{term}, training"
-        )
+    for term, colour in {"L_g": "#31688e", "L_o": "#2a9d8f", "L_c": "#e07b39"}.items():
+        for part, name, style in (("valid", "held-out authors", "o-"), ("train", "training", "--")):
+            if f"{part}_{term}" in history:
+                axes[0, 0].plot(
+                    history["epoch"], history[f"{part}_{term}"], style, color=colour, label=f"{term}, {name}"
+                )
     axes[0, 0].set(xlabel="epoch", ylabel="cross-entropy (nats)", title="Loss terms (Eq. 8)")
     axes[0, 0].legend(fontsize=7.5, ncols=2)
     heads = {"global": "#31688e", "local": "#2a9d8f", "visual": "#e07b39", "textual": "#8a6fb0", "averaged": "#b5446e"}
     for head, colour in heads.items():
-        axes[0, 1].plot(history["epoch"], 100 * history[f"valid_accuracy_{head}"], "o-", color=colour, label=head)
+        if f"valid_accuracy_{head}" in history:
+            axes[0, 1].plot(history["epoch"], 100 * history[f"valid_accuracy_{head}"], "o-", color=colour, label=head)
+            axes[0, 1].legend(fontsize=8, ncols=2)
     axes[0, 1].set(xlabel="epoch", ylabel="accuracy (%)", title="Right subcategory, held-out authors")
-    axes[0, 1].legend(fontsize=8, ncols=2)
     for ax in axes[0]:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure

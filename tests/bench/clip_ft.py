@@ -1,6 +1,6 @@
-"""One CLIP_FT training step: ours against the step as published, on a real-size model with random weights.
+"""One CLIP_FT training step: ours against the step written literally, on a real-size model with random weights.
 
-As published: the batch's images through the image tower, texts and prompts at all 77 tokens, attention over 2K + 1
+Written literally: the batch's images through the image tower, texts and prompts at all 77 tokens, attention over 2K + 1
 tokens per sample. Ours: image features cached, the prompts' shared context once, texts cut to the batch's longest or
 cached, attention among prototypes once per batch. All start from the same parameters.
 """
@@ -52,8 +52,8 @@ def random_batch(clip: Clip, size: int, n_classes: int) -> Batch:
     return Batch(pixels, texts, rng.integers(n_classes, size=size))
 
 
-def published_step(model: ClipFT, clip: Clip, batch: Batch) -> Callable[[], float]:
-    """The step written as the paper and TaI-DPT have it: full lengths, towers in the step, one attention per sample."""
+def literal_step(model: ClipFT, clip: Clip, batch: Batch) -> Callable[[], float]:
+    """The step as the equations of the paper and TaI-DPT have it: full lengths, towers in the step, one attention per sample."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=1e-4, weight_decay=1e-5)
     tower, module = clip.text, model.projection
@@ -100,13 +100,13 @@ def published_step(model: ClipFT, clip: Clip, batch: Batch) -> Callable[[], floa
     return step
 
 
-def our_step(start: Scene, cache_gb: float) -> Callable[[], float]:
-    """``kit.clip_ft.train``'s own step; texts are cached where they need at most ``cache_gb``."""
+def our_step(start: Scene, cache_share: float) -> Callable[[], float]:
+    """``kit.clip_ft.train``'s own step; texts are cached where they need at most the share ``cache_share`` of the free memory."""
     clip, batch = start.clip, start.batch
     with torch.no_grad():
         image = clip.model.encode_image(batch.pixels, normalize=True).half().numpy()
     rows = np.arange(len(batch.labels))
-    bank = TextBank(clip.text, batch.texts, cache_gb=cache_gb)
+    bank = TextBank(clip.text, batch.texts, cache_share=cache_share)
     trainer = _Trainer(start.model.train(), bank, TrainingData(image, batch.labels, rows), SETTINGS)
     return lambda: float(trainer.step(rows).sum()) / len(rows)
 
@@ -131,16 +131,16 @@ def scene(n: int) -> Scene:
     return Scene(clip, build_model(clip, prototypes, SETTINGS), random_batch(clip, min(BATCH, n), len(subcategories)))
 
 
-def ours(cache_gb: float, folder: Path, n: int) -> Task:
+def ours(cache_share: float, folder: Path, n: int) -> Task:
     """The kit's step, over cached image features."""
     start = scene(n)
-    return _steps(our_step(start, cache_gb), start, n)
+    return _steps(our_step(start, cache_share), start, n)
 
 
-def published(folder: Path, n: int) -> Task:
-    """The published step."""
+def literal(folder: Path, n: int) -> Task:
+    """The step written literally."""
     start = scene(n)
-    return _steps(published_step(start.model, start.clip, start.batch), start, n)
+    return _steps(literal_step(start.model, start.clip, start.batch), start, n)
 
 
 def _steps(step: Callable[[], float], start: Scene, n: int) -> Task:
@@ -158,8 +158,8 @@ def _differs(ours: Found, other: Found) -> str:
 
 
 WAYS = {
-    "ours, texts cached": partial(ours, 4.0),
+    "ours, texts cached": partial(ours, 0.5),
     "ours, texts in the step": partial(ours, 0.0),
-    "as published": published,
+    "written literally": literal,
 }
 CASES = (Case(__name__, f"training, {MODEL}", WAYS, size="items", differs=_differs),)

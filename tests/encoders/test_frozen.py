@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from kit.clip_ft.prototypes import class_order
-from kit.clip_ft.zero_shot import zero_shot, zero_shot_classes
+from kit.clip_ft.zero_shot import zero_shot_accuracy, zero_shot_classes
 from kit.encoders.frozen import clip_block
 from kit.release.taxonomy import prompt_names
 from kit.viz.figures import shot_pictures
@@ -49,10 +49,10 @@ def test_zero_shot_finds_what_the_sentence_says():
     model = make_clip()
     classes = ["Cats", "Dogs", "Tea"]
     labels = np.array([0, 1, 2, -1, 2])
-    class_emb = zero_shot_classes(model.text, prompt_names(classes)).cpu().numpy()
-    image = class_emb[[0, 1, 2, 0, 1]].astype(np.float16)  # the last post looks like another class
-    assert zero_shot(model.text, classes, image, labels, np.arange(5)) == pytest.approx(3 / 4)
-    assert np.isnan(zero_shot(model.text, classes, image, labels, np.array([3])))
+    class_emb = zero_shot_classes(model.text, prompt_names(classes))
+    image = class_emb.numpy()[[0, 1, 2, 0, 1]].astype(np.float16)  # the last post looks like another class
+    assert zero_shot_accuracy(image, class_emb, labels, np.array([0, 1, 2, 4])) == pytest.approx(3 / 4)
+    assert np.isnan(zero_shot_accuracy(image, class_emb, labels, np.array([], dtype=int)))
 
 
 def test_pictures_and_order(tmp_path):
