@@ -116,13 +116,19 @@ def full_columns(dim: int) -> list[str]:
     return [f"{part}_{i}" for part in PARTS for i in range(dim)]
 
 
-def losses_table(export: Export, posts: pd.DataFrame) -> pd.DataFrame:
-    """Per post Pid, split, whether its losses are out of fold, L_g, L_o, L_c and their sum L, for loss-based selection.
+def losses_table(export: Export, posts: pd.DataFrame, tower_rows: np.ndarray | None = None) -> pd.DataFrame:
+    """Per post Pid, split, out_of_fold, tower_seen, L_g, L_o, L_c and their sum L, for loss-based selection.
 
     Losses are NaN without a class or an image.
+
+    Args:
+        export: scores and losses of all posts.
+        posts: the posts table.
+        tower_rows: posts that the CLIP towers themselves were trained on, which makes their losses low; None for none.
     """
     table = pd.DataFrame({"Pid": posts["Pid"].to_numpy(), "split": posts["split"].astype(str).to_numpy()})
     table["out_of_fold"] = export.out_of_fold
+    table["tower_seen"] = np.isin(np.arange(len(posts)), [] if tower_rows is None else tower_rows)
     table[list(TERMS)] = export.losses
     table["L"] = export.losses.sum(axis=1)
     return table

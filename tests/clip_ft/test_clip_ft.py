@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 
 import numpy as np
 import open_clip
@@ -12,7 +13,9 @@ import torch.nn.functional as F
 from open_clip.model import CLIP, CustomTextCLIP, set_model_preprocess_cfg
 from safetensors.torch import load_file
 
+from kit.base import code
 from kit.base.errors import InputError
+from kit.clip_ft import train as train_module
 from kit.clip_ft.alignment import global_similarity, pool_local
 from kit.clip_ft.cross_fit import cross_fit, score_shift, without_posts
 from kit.clip_ft.export import PARTS, SCORES, compact_block, export_posts, full_columns, losses_table
@@ -32,10 +35,13 @@ from kit.clip_ft.train import (
     model_inputs,
     tower_dtype,
     train,
+    training_key,
 )
 from kit.clip_ft.zero_shot import zero_shot_accuracy, zero_shot_classes
 from kit.encoders.clip import save_clip, wrap_model
 from kit.encoders.pca import reduce_pca
+from kit.pipeline.stamps import code_hashes
+from kit.pipeline.steps import notebooks
 
 DIM, K = 16, 5
 NAMES = ["cats", "san francisco 49ers", "new year", "party", "outfit of the day"]
@@ -448,6 +454,36 @@ def test_a_killed_training_goes_on_from_its_last_epoch(clip, posts, tmp_path, mo
     assert epochs_run == [3, 1, 2, 3], "other settings start anew"
 
 
+def test_an_edited_loss_trains_anew(clip, posts, tmp_path, monkeypatch):
+    """A checkpoint of other code is not handed out; 03 is stale then, and 02 is not."""
+    bank, prototypes, data = posts
+    stale = {name: code_hashes(path) for path in notebooks() if (name := path.stem[:2]) in ("02", "03")}
+    before = train(clip, bank, prototypes, data, SMALL, tmp_path).history
+    shutil.copytree(code.PACKAGE, tmp_path / "kit", ignore=shutil.ignore_patterns("__pycache__"))
+    source = (tmp_path / "kit" / "clip_ft" / "model.py").read_text()
+    edited = source.replace('reduction="none")', 'reduction="none", label_smoothing=0.2)')
+    assert edited != source
+    (tmp_path / "kit" / "clip_ft" / "model.py").write_text(edited)
+    monkeypatch.setattr(code, "PACKAGE", tmp_path / "kit")
+    exec(edited, module := {"__name__": "edited"})
+    monkeypatch.setattr(train_module, "class_losses", module["class_losses"])
+    after = train(clip, bank, prototypes, data, SMALL, tmp_path).history
+    assert (after["train_loss"].dropna() > before["train_loss"].dropna() + 0.01).all()
+    now = {name: code_hashes(path) for path in notebooks() if (name := path.stem[:2]) in ("02", "03")}
+    assert now["02"] == stale["02"] and now["03"] != stale["03"]
+
+
+def test_a_checkpoint_of_other_features_is_not_read(clip, posts, tmp_path):
+    """Every row of the image features is in the key."""
+    bank, prototypes, data = posts
+    keys = {training_key(clip, bank, prototypes, data, SMALL)}
+    for row in range(0, 120, 7):
+        image = data.image.copy()
+        image[row, 3] += 0.5
+        keys.add(training_key(clip, bank, prototypes, dataclasses.replace(data, image=image), SMALL))
+    assert len(keys) == 1 + len(range(0, 120, 7))
+
+
 def test_training_leaves_the_global_generator_alone(clip, posts, tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -589,7 +625,8 @@ def test_compact_block_and_losses_table(clip, posts):
     assert block.columns[: len(SCORES)] == list(SCORES) and block.columns[-1] == "text_pc_05"
     np.testing.assert_array_equal(block.values[:, : len(SCORES)], export.scores)
     table = losses_table(export, pd.DataFrame({"Pid": np.arange(120).astype(str), "split": ["train"] * 120}))
-    assert list(table) == ["Pid", "split", "out_of_fold", "L_g", "L_o", "L_c", "L"]
+    assert list(table) == ["Pid", "split", "out_of_fold", "tower_seen", "L_g", "L_o", "L_c", "L"]
+    assert not table["tower_seen"].any()
     assert table["out_of_fold"].tolist() == [False] * 80 + [True] * 40
     np.testing.assert_allclose(table["L"], table[["L_g", "L_o", "L_c"]].sum(axis=1))
 

@@ -50,6 +50,18 @@ def test_blocks_carry_their_rows(run):
         run.read_block("c")
 
 
+def test_a_block_is_filled_on_disk(run):
+    with run.fill_block("big", ["x", "y"], "a test", "weights of others") as values:
+        assert values.dtype == np.float16 and not values.any()
+        values[:] = np.arange(104).reshape(52, 2)
+    block = run.read_block("big")
+    np.testing.assert_array_equal(block.values, np.arange(104).reshape(52, 2))
+    assert (block.columns, block.source, block.external) == (["x", "y"], "a test", "weights of others")
+    with pytest.raises(KeyboardInterrupt), run.fill_block("big", ["x"]) as values:
+        raise KeyboardInterrupt
+    assert run.block_names() == [] and not list(run.dir.rglob("*.tmp*")), "neither a part nor the old block is left"
+
+
 def test_a_block_of_other_posts_is_refused(run):
     run.write_block(Block("b", np.zeros((52, 1), np.float32), ["x"]))
     posts = run.posts()
