@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from kit.base.files import write_json
-from kit.encoders.clip import TINY, WEIGHTS_DIR, Clip, load_clip, missing_weights, save_clip, weight_files
+from kit.encoders.clip import Clip, load_clip, save_clip
 from kit.encoders.tiny import IMAGE_STEPS, TEXT_STEPS, train_tiny
+from kit.encoders.weights import TINY, WEIGHTS_DIR, clip_name, find_weights, missing_network, weight_files
 from kit.run.directory import Run
 
 
@@ -33,8 +34,10 @@ def open_model(
     Raises:
         StepLeftOut: weights are missing, or no image is on this computer; blocks that rest on them are removed.
     """
-    run.use(*weight_files(name, pretrained, weights_dir))
-    missing = "" if without_weights == "download" else missing_weights(name, pretrained, weights_dir)
+    model = clip_name(name, pretrained)
+    run.use(*weight_files(find_weights("clip", model, weights_dir)))
+    missing = "" if without_weights == "download" else missing_network("clip", model, weights_dir)
+    missing = missing and f"needs {missing}"
     if not posts["image_path"].map(os.path.isfile).any():
         missing = f"none of the {len(posts):,} image files is on disk: unpack the images of the release into its folder"
     if missing:
