@@ -42,6 +42,8 @@ def test_submission_and_report(finished):
     posts = Run.open(run_dir).posts()
     assert validate_submission(run_dir / "submission.csv", posts) == 30
     assert validate_submission(run_dir / "submission.json", posts) == 30
+    external = json.loads((run_dir / "submission.json").read_text())["external_data"]
+    assert external == {"used": "false", "details": ""}  # the tiny CLIP was trained on these very posts
     page = (run_dir / "report.html").read_text()
     assert "data:image/png;base64," in page and "http://" not in page and "https://" not in page
     scores = pd.read_csv(run_dir / "tables" / "blend_scores.csv")

@@ -68,7 +68,7 @@ def equal(matrix: np.ndarray) -> Linear:
 
 
 def convex(matrix: np.ndarray, target: np.ndarray) -> Linear:
-    """Weights >= 0 that sum to 1 and have the least MAE.
+    """Weights >= 0 that sum to 1 and have near the least MAE (at worst 0.5 % above, in small problems).
 
     From equal weights, move weight between two models while MAE falls (it is convex in the weights); pairs are tried in
     the order of their gradients.
