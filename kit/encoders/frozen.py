@@ -9,13 +9,13 @@ from kit.run.block import Block
 
 
 def clip_block(
-    image_emb: np.ndarray, text_emb: np.ndarray, image_ok: np.ndarray, train_rows: np.ndarray, components: int,
-    cosine: bool = True, name: str = "clip", source: str = "frozen CLIP", external: str = "",
+    image_emb: np.ndarray | None, text_emb: np.ndarray | None, image_ok: np.ndarray | None, train_rows: np.ndarray,
+    components: int, cosine: bool = True, name: str = "clip", source: str = "frozen CLIP", external: str = "",
 ) -> Block:  # fmt: skip
     """Block ``clip``, or that of another encoder: principal components of both embeddings, and their cosine.
 
     Args:
-        image_emb, text_emb: (n_posts, d) float16, rows of norm 1.
+        image_emb, text_emb: (n_posts, d) float16; None for an encoder of the other modality alone.
         image_ok: (n_posts,) bool; image columns of other posts are NaN.
         train_rows: row positions the PCA is fitted on.
         components: columns per modality; 0 keeps all d.
@@ -26,16 +26,17 @@ def clip_block(
         external: the pre-trained models they come from; "" for a model trained on the run's own posts.
     """
     parts = {}
-    for kind, values in (("image", image_emb), ("text", text_emb)):
+    given = {kind: values for kind, values in (("image", image_emb), ("text", text_emb)) if values is not None}
+    for kind, values in given.items():
         fit_rows = train_rows[image_ok[train_rows]] if kind == "image" else train_rows
         reduced = reduce_pca(values, fit_rows, components) if components else np.asarray(values, dtype=np.float32)
         parts[kind] = np.where(image_ok[:, None], reduced, np.nan) if kind == "image" else reduced
     columns = [f"{name}_{kind}_{i:02d}" for kind, values in parts.items() for i in range(values.shape[1])]
-    if cosine:
+    if cosine and len(given) == 2:
         parts["cosine"] = image_text_cosine(image_emb, text_emb, image_ok)
         columns.append(f"{name}_cosine")
     values = np.column_stack(list(parts.values())).astype(np.float32)
-    source += ": both embeddings" + (" and their cosine" if cosine else "")
+    source += ": embeddings of " + " and ".join(given) + (", and their cosine" if "cosine" in parts else "")
     return Block(name, values, columns, [], source, external)
 
 

