@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+settings.register_profile("kit", deadline=None)  # no test depends on how busy the machine is
+settings.load_profile("kit")
 
 
 class Release:

@@ -28,9 +28,10 @@ from kit.base.errors import InputError
 from kit.boosting.fit import fit_folds
 from kit.features.statistic import statistic_block
 from kit.pipeline import command
+from kit.release.external import EXTERNAL
 from kit.release.images import bad_images, decode_image
 from kit.release.quality import quality_table, release_facts
-from kit.release.smpd import EXTERNAL, read_release
+from kit.release.smpd import read_release
 from kit.release.values import LONGEST_TEXT
 from kit.run.directory import Run
 from kit.run.folds import make_folds

@@ -108,8 +108,8 @@ def read_truth(path: Path | str) -> pd.DataFrame | None:
 def generator_hash() -> str:
     """SHA-256 of what the generator consists of: a demo with another hash may hold other bytes."""
     digest = hashlib.sha256()
-    here = Path(__file__)
-    for path in (here, here.with_name("posts.py"), here.with_name("pictures.py"), TAXONOMY_PATH):
+    sources = [Path(__file__).with_name(name) for name in ("make.py", "posts.py", "texts.py", "pictures.py")]
+    for path in (*sources, TAXONOMY_PATH):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

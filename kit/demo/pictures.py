@@ -36,7 +36,7 @@ def write_pictures(posts: pd.DataFrame, paths: list[Path], motif_style: pd.DataF
     """Write one picture per post, some of them broken on purpose; yields how many are done after each batch.
 
     Args:
-        posts: from demo_posts.make_posts; read are motif, ground and the four qualities.
+        posts: from kit.demo.posts.make_posts; read are motif, ground and the four qualities.
         paths: where each post's picture goes; folders must exist.
         motif_style: one row per subcategory with the columns shape, texture, layout and hue, see `motif_styles`.
         seed: of the release.

@@ -18,11 +18,12 @@ def label_correlation(block: Block, labels: pd.Series) -> pd.DataFrame:
         columns: column, correlation (NaN for a column that is constant over the train posts), filled (%).
     """
     train = np.flatnonzero(labels.notna())
-    ranks = labels.iloc[train].rank().reset_index(drop=True)
+    train_labels = labels.iloc[train].reset_index(drop=True)
     rows = []
     for i, name in enumerate(block.columns):  # one at a time: ranks of a whole block are five times its size
         values = pd.Series(np.asarray(block.values[train, i], dtype=np.float32))
-        correlation = values.rank().corr(ranks) if values.nunique() > 1 else np.nan
-        rows.append((name, correlation, 100 * values.notna().mean()))
+        filled = values.notna()  # ranks among the posts that have both
+        ranks = values[filled].rank().corr(train_labels[filled].rank()) if values.nunique() > 1 else np.nan
+        rows.append((name, ranks, 100 * filled.mean()))
     table = pd.DataFrame(rows, columns=["column", "correlation", "filled (%)"])
     return table.sort_values("correlation", key=np.abs, ascending=False, ignore_index=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from kit.features.families import varying
-from kit.release.smpd import EXTERNAL
+from kit.release.external import EXTERNAL
 from kit.run.block import Block
 
 CRAWLED = "user statistics crawled from public profiles (user_additional.csv)"

@@ -25,21 +25,10 @@ import pandas as pd
 
 from kit.base.errors import InputError
 from kit.release.columns import Column, join_columns, missing_column, object_array
+from kit.release.external import external_files, join_external
 from kit.release.json_table import read_bytes, read_json_table
 from kit.release.links import leads_out
-from kit.release.values import (
-    DESCRIPTIONS,
-    LARGEST,
-    LARGEST_COUNT,
-    MISSING,
-    TAKEN,
-    add_faults,
-    as_number,
-    id_text,
-    is_lost,
-    to_floats,
-    type_columns,
-)
+from kit.release.values import DESCRIPTIONS, LARGEST, MISSING, add_faults, id_text, to_floats, type_columns
 
 FILES = {  # role -> names since 2022, names of 2020
     "category": ("{part}_category.json",),
@@ -60,10 +49,6 @@ NEEDED = {
     "user": (),
     "additional": (),
 }
-EXTERNAL = (
-    "totalViews", "totalTags", "totalGeotagged", "totalFaves", "totalInGroup", "photoCount", "followerCount",
-    "followingCount",
-)  # fmt: skip
 COLUMNS = (
     "Uid", "Pid", "Category", "Subcategory", "Concept", "Title", "Alltags", "Mediatype", "Postdate", "Latitude",
     "Longitude", "Geoaccuracy", "photo_firstdate", "photo_firstdatetaken", "photo_count", "ispro", "canbuypro",
@@ -112,7 +97,7 @@ def read_release(path: str | Path) -> pd.DataFrame:
     columns["Pathalias"] = _fill_alias(columns["Pathalias"], columns["Uid"])
     names = [*COLUMNS, *(f"{name}_vector" for name in DESCRIPTIONS if f"{name}_vector" in columns)]
     posts = pd.DataFrame({name: columns[name] for name in names}, copy=False)
-    return _join_external(posts, root)
+    return join_external(posts, root)
 
 
 def release_files(path: str | Path) -> list[Path]:
@@ -121,7 +106,7 @@ def release_files(path: str | Path) -> list[Path]:
     names = [root / folder.format(part=part) / name.format(part=part)
              for part in ("train", "test") for role in FILES for name in FILES[role] for folder in FOLDERS
              if (part, role) != ("test", "label")]  # fmt: skip
-    return [*names, *_external_candidates(root)]
+    return [*names, *external_files(root)]
 
 
 # --- finding files ----------------------------------------------------------------------------------------------------
@@ -385,42 +370,9 @@ def _read_labels(lines: list[str], ids: pd.DataFrame, path: Path) -> np.ndarray:
     return labels
 
 
-# --- scraped user statistics, optional --------------------------------------------------------------------------------
-
-
 def _fill_alias(aliases: np.ndarray, users: pd.Series) -> np.ndarray:
     """Pathalias, missing ones filled from another post of the same user."""
     missing = aliases == ""
     known = dict(zip(users[~missing][::-1], aliases[~missing][::-1], strict=True))  # of several, the user's first
     aliases[missing] = [known.get(user, "") for user in users[missing]]
     return aliases
-
-
-def _external_candidates(root: Path) -> list[Path]:
-    return [root / "user_additional.csv", root.parent / "user_additional.csv"]
-
-
-def _join_external(posts: pd.DataFrame, root: Path) -> pd.DataFrame:
-    """The posts with the columns of ``user_additional.csv``; a row of zeros there means that the user was not found."""
-    path = next((path for path in _external_candidates(root) if path.is_file()), None)
-    if path is None:
-        return posts
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
-    except (ValueError, OSError) as error:
-        raise InputError(
-            f"cannot read {path}: {error}. Expected a CSV with Pathalias, {', '.join(EXTERNAL)}"
-        ) from error
-    if absent := [name for name in ("Pathalias", *EXTERNAL) if name not in table]:
-        raise InputError(f"{path} has no column {', '.join(absent)}; it has {', '.join(table.columns)}")
-    values = table[list(EXTERNAL)].apply(as_number, low=0, high=LARGEST_COUNT)
-    odd = np.any([is_lost(table[name], values[name]) for name in EXTERNAL], axis=0)
-    found = values.fillna(0).ne(0).any(axis=1) & ~table["Pathalias"].str.lower().isin(MISSING)
-    values = values[found].set_index(table.loc[found, "Pathalias"])
-    values = values[~values.index.duplicated()]
-    if not posts["Pathalias"].isin(values.index).any():
-        return posts  # the file belongs to another release
-    odd_posts = posts["Pathalias"].isin(table.loc[odd, "Pathalias"]) & (posts["Pathalias"] != "")
-    fault = f"scraped user statistics with a value that is no count {TAKEN}"
-    posts["faults"] = add_faults(posts["faults"], {fault: odd_posts}).astype("category")
-    return posts.join(values, on="Pathalias")

@@ -27,6 +27,7 @@ NO_WEB = pd.Timestamp("1990-01-01", tz="UTC")  # an earlier post is odd, but oth
 POSSIBLE = {"Latitude": (-90, 90), "Longitude": (-180, 180), "photo_count": (0, 1e9)}
 LARGEST = 1e9  # of any other number, labels included; far beyond all that is counted, far below what float32 can hold
 LARGEST_COUNT = 1e15  # of views and the like
+MOST_HOURS = 14  # between a time zone and UTC
 FLAGS = ("Ispublic", "ispro", "canbuypro")  # may be true or false
 LONGEST_TEXT = 10_000  # characters; Flickr allows 255 in a title and 75 tags
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")  # no text, and no white space either
@@ -197,9 +198,11 @@ def _as_date(values: pd.Series) -> pd.Series:
 
 
 def _as_minutes(values: pd.Series) -> pd.Series:
-    """Offsets in minutes: "+01:00" -> 60; a bare number is kept as it is."""
+    """Offsets in minutes: "+01:00" -> 60; bare numbers are hours where none is larger than an hour can be, as in 2020."""
     minutes = as_number(values, -LARGEST, LARGEST)
-    clock = values.astype(str).str.extract(r"^\s*(?P<sign>[+-])(?P<h>\d{1,2}):?(?P<m>\d{2})\s*$")
+    if minutes.between(-MOST_HOURS, MOST_HOURS).sum() == minutes.notna().sum():
+        minutes = 60 * minutes
+    clock = values.astype(str).str.extract(r"^\s*(?P<sign>[+-])(?P<h>\d{1,2}(?=:)|\d{2}):?(?P<m>[0-5]\d)\s*$")
     from_clock = clock["h"].astype(float) * 60 + clock["m"].astype(float)
     return minutes.where(clock["h"].isna(), from_clock * np.where(clock["sign"] == "-", -1, 1))
 

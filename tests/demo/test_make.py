@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from kit.base.errors import InputError
+from kit.base.paths import PROJECT_ROOT
 from kit.demo import make
 from kit.demo.__main__ import main as make_demo
 from kit.demo.pictures import BROKEN_KINDS, draw_batch, motif_styles
@@ -67,7 +68,7 @@ def read_lines(root: Path, split: str, name: str) -> list[str]:
 def test_same_seed_gives_same_bytes_elsewhere_and_under_another_hash_seed(release, tmp_path):
     out = tmp_path / "deep" / "er" / "other"
     command = [sys.executable, "-m", "kit.demo", "--posts", str(N_SMALL), "--seed", "3", "--out", str(out)]
-    env = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(ROOT)}
+    env = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(PROJECT_ROOT)}
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == 1
     assert tree_hashes(release) == tree_hashes(out)

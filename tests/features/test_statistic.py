@@ -11,7 +11,7 @@ from kit.features import statistic, words
 from kit.features.external import external_block
 from kit.features.families import Context
 from kit.features.statistic import FAMILIES, statistic_block
-from kit.release import smpd
+from kit.release import external
 from kit.run.block import Block
 from kit.run.matrix import join_blocks
 from tests.tiny import tiny_block, tiny_posts
@@ -195,10 +195,10 @@ def test_missing_texts_dates_and_profiles_do_no_harm():
 def test_external_block_only_with_its_columns():
     assert external_block(POSTS) is None
     rng = np.random.default_rng(0)
-    numbers = {c: rng.integers(1, 1000, size=len(POSTS)).astype(float) for c in smpd.EXTERNAL}
+    numbers = {c: rng.integers(1, 1000, size=len(POSTS)).astype(float) for c in external.EXTERNAL}
     posts = POSTS.assign(**numbers)
-    posts.loc[5, list(smpd.EXTERNAL)] = 0.0
-    posts.loc[6, list(smpd.EXTERNAL)] = np.nan
+    posts.loc[5, list(external.EXTERNAL)] = 0.0
+    posts.loc[6, list(external.EXTERNAL)] = np.nan
     block = external_block(posts)
     at = {name: block.values[:, i] for i, name in enumerate(block.columns)}
     assert np.isnan(at["log_totalViews"][[5, 6]]).all() and at["external_found"].sum() == len(POSTS) - 2
@@ -206,7 +206,7 @@ def test_external_block_only_with_its_columns():
     assert at["log_followerCount"][0] == pytest.approx(np.log1p(numbers["followerCount"][0]))
     ratio = numbers["totalFaves"][0] / (numbers["totalViews"][0] + 1)
     assert at["faves_per_view"][0] == pytest.approx(np.log1p(ratio), rel=1e-5)
-    assert external_block(posts.assign(**dict.fromkeys(smpd.EXTERNAL, 0.0))) is None
+    assert external_block(posts.assign(**dict.fromkeys(external.EXTERNAL, 0.0))) is None
 
 
 def test_blocks_join_side_by_side():

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 
 from kit.features.about import label_correlation
 from kit.release.quality import quality_table, release_facts, word_counts
@@ -93,3 +94,14 @@ def test_label_correlation_reads_train_rows_only():
     assert table.loc["down", "correlation"] == pytest.approx(-1)
     assert np.isnan(table.loc["flat", "correlation"])
     assert table.loc["up", "filled (%)"] == 75
+
+
+def test_label_correlation_ranks_the_posts_that_have_both():
+    rng = np.random.default_rng(0)
+    labels = pd.Series(rng.normal(size=60))
+    values = (labels.to_numpy() + rng.normal(size=60)).astype(np.float32)
+    values[labels.argsort()[20:50]] = np.nan  # as many missing in the middle bend the ranks of all labels
+    kept = ~np.isnan(values)
+    expected = spearmanr(values[kept], labels[kept]).statistic
+    table = label_correlation(Block("b", values[:, None], ["x"]), labels)
+    assert table["correlation"][0] == pytest.approx(expected)

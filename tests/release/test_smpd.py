@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.base.errors import InputError
-from kit.release import smpd, values
+from kit.release import external, smpd, values
 from kit.release.columns import ColumnBuilder, missing_column
 from kit.release.quality import quality_table
 from kit.release.smpd import read_release
@@ -88,6 +88,14 @@ def test_spellings_and_missing_values(release):
     assert posts[["photo_firstdate", "photo_firstdatetaken", "photo_count"]].iloc[0].isna().all()
     assert posts["timezone_offset"][0] == -210
     assert posts["Postdate"].isna().tolist() == [False, True] + [False] * 50
+
+
+@pytest.mark.parametrize("numbers, minutes", [([1, -8, "5.5"], [60, -480, 330]), ([60, -480, 330], [60, -480, 330])])
+def test_offsets_without_a_colon_are_hours_where_all_can_be(release, numbers, minutes):
+    for part in release.parts.values():
+        for i, row in enumerate(part["user"]):
+            row["timezone_offset"] = numbers[i % 3]
+    assert read_release(release.write())["timezone_offset"][:3].tolist() == minutes
 
 
 def test_number_list_descriptions_become_vectors(release):
@@ -281,7 +289,7 @@ def test_scraped_statistics_join_by_alias_and_spread_over_the_user(release):
     for i, row in enumerate(release.parts["train"]["additional"]):
         row["Pathalias"] = {0: "anna", 5: "bert"}.get(i, "None")
     root = release.write()
-    header = ["Pathalias", *smpd.EXTERNAL]
+    header = ["Pathalias", *external.EXTERNAL]
     rows = [["anna", *range(1, 9)], ["bert", *[0] * 8], ["None", *[5] * 8]]
     pd.DataFrame(rows, columns=header).to_csv(root / "user_additional.csv", index=False)
     posts = read_release(root)
