@@ -20,6 +20,7 @@ SETS = [
 ]
 SMALL = [f"--set={setting}" for setting in (
     "02.clip_model=smp-tiny", "02.tiny_effort=0.01", "02.components=3", "03.epochs=1", "03.cross_folds=2", "04.svd_dim=4",
+    "04.baselines=resnet_bert,vit_bert,blip",
     "05.n_folds=2", "05.rounds=20", "05.factors=3", "05.tail_seeds=0", "05.ratios=0.77", "05.selection_seeds=0",
     "06.n_folds=2", "06.rounds=30", f"06.sets={','.join(SETS)}",
 )]  # fmt: skip

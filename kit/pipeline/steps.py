@@ -24,7 +24,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> paramet
     "demo": {
         "02": {"clip_model": "smp-tiny", "shots": 24},
         "03": {"cross_folds": 3},
-        "04": {"baselines": ["resnet_bert", "vit_bert", "blip"]},  # others are there, and learn nothing from drawn pictures
+        "04": {"baselines": ["resnet_bert", "vit_bert", "blip"]},  # others would learn nothing from drawn pictures
         "05": QUICK | {"factors": [2, 5], "tail_seeds": [0], "ratios": [1.0, 0.77, 0.5], "selection_seeds": [0, 1]},
         "06": QUICK
         | {

@@ -21,7 +21,6 @@ from kit.demo.posts import DAY_S, FIRST_DAY, LABEL_COUNTS, N_DAYS, SHARES, UNSEE
 from kit.release import marker
 from kit.release.taxonomy import read_taxonomy
 
-ROOT = Path(make.__file__).resolve().parents[1]
 N_SMALL = 400
 FIELDS = {
     "category": ["Pid", "Uid", "Category", "Subcategory", "Concept"],
@@ -417,9 +416,9 @@ def test_an_older_demo_is_replaced_and_an_empty_folder_used(tmp_path):
 def test_a_killed_generation_leaves_the_old_release_whole(tmp_path):
     out = make.make_release(tmp_path / "demo", 60, images=False)
     before = tree_hashes(out)
-    die = "import os; from kit import demo; demo._write_answers = lambda *_: os._exit(9); "
-    command = [sys.executable, "-c", die + f"demo.make_release({str(out)!r}, 80, images=False)"]
-    assert subprocess.run(command, cwd=ROOT).returncode == 9
+    die = "import os; from kit.demo import make; make._write_answers = lambda *_: os._exit(9); "
+    command = [sys.executable, "-c", die + f"make.make_release({str(out)!r}, 80, images=False)"]
+    assert subprocess.run(command, cwd=PROJECT_ROOT).returncode == 9
     assert tree_hashes(out) == before and (tmp_path / ".demo.partial").exists()
     make.make_release(out, 80, images=False)
     assert len(make.read_truth(out)) == 80 and [path.name for path in tmp_path.iterdir()] == ["demo"]
