@@ -78,7 +78,7 @@ class ClipFT(nn.Module):
         super().__init__()
         self.tower_dtype = tower_dtype
         self.tower = tower.requires_grad_(False)
-        self.tau_s = tau_s
+        self.tau_s, self.names = tau_s, list(names)
         self.global_prompt = PromptLearner(tower, names, n_ctx, seed)
         self.local_prompt = PromptLearner(tower, names, n_ctx, seed + 1)
         with torch.random.fork_rng(devices=[]):

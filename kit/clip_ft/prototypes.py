@@ -173,6 +173,20 @@ def mean_directions(
     return _unit_rows(sums)
 
 
+def similar_classes(prototypes: Prototypes) -> pd.DataFrame:
+    """Per class the class that looks most like it and the one that reads most like it; the most alike first.
+
+    Returns:
+        DataFrame subcategory, looks_like, image_cosine, reads_like, text_cosine.
+    """
+    classes = np.array(prototypes.classes)
+    table = pd.DataFrame({"subcategory": classes})
+    for name, kind, values in (("looks", "image", prototypes.visual), ("reads", "text", prototypes.textual)):
+        cosine = values @ values.T - 2 * np.eye(len(classes), dtype=np.float32)  # a class is not its own neighbour
+        table[f"{name}_like"], table[f"{kind}_cosine"] = classes[cosine.argmax(axis=1)], cosine.max(axis=1)
+    return table.sort_values("image_cosine", ascending=False, ignore_index=True)
+
+
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 

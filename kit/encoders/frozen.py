@@ -44,3 +44,24 @@ def image_text_cosine(image_emb: np.ndarray, text_emb: np.ndarray, image_ok: np.
     """(n_posts,) float32, how well image and text of a post agree; NaN without a readable image (arguments as above)."""
     products = np.einsum("nd,nd->n", np.asarray(image_emb, np.float32), np.asarray(text_emb, np.float32))
     return np.where(image_ok, products, np.float32(np.nan)).astype(np.float32)
+
+
+def nearest_posts(embeddings: np.ndarray, rows: np.ndarray, pool: np.ndarray, n: int, chunk: int = 256) -> np.ndarray:
+    """(m, n) positions of the posts of ``pool`` whose embedding is most like that of each of ``rows`` (m,), best first.
+
+    Args:
+        embeddings: (n_posts, d), rows of norm 1.
+        rows: (m,) positions; a row is not its own neighbour.
+        pool: positions to choose from.
+        n: neighbours per row, as far as the pool has so many.
+        chunk: rows compared at a time.
+    """
+    n = min(n, len(pool) - 1)
+    among, found = np.asarray(embeddings[pool], np.float32), [np.empty((0, n), pool.dtype)]
+    for start in range(0, len(rows), chunk):
+        part = rows[start : start + chunk]
+        cosine = np.where(part[:, None] == pool, -np.inf, np.asarray(embeddings[part], np.float32) @ among.T)
+        best = np.argpartition(-cosine, n, axis=1)[:, :n]
+        order = np.take_along_axis(-cosine, best, axis=1).argsort(axis=1, kind="stable")
+        found.append(pool[np.take_along_axis(best, order, axis=1)])
+    return np.concatenate(found)

@@ -379,6 +379,11 @@ def shot_pictures(
     pictures = {}
     for name in largest:
         rows = shots.loc[shots["Subcategory"] == name, "row"].iloc[:n_shots]
-        decoded = [decode_image(posts["image_path"].iloc[row], 2 * CELL_PX)[0] for row in rows]
-        pictures[prompt_names([name])[0]] = [image.resize((CELL_PX, CELL_PX)) for image in decoded]
+        pictures[prompt_names([name])[0]] = pictures_of(posts, rows)
     return pictures
+
+
+def pictures_of(posts: pd.DataFrame, rows: Sequence[int]) -> list[Image.Image]:
+    """The pictures of some posts, CELL_PX a side; unreadable ones are grey."""
+    decoded = [decode_image(posts["image_path"].iloc[row], 2 * CELL_PX)[0] for row in rows]
+    return [image.resize((CELL_PX, CELL_PX)) for image in decoded]

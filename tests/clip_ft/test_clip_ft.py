@@ -37,6 +37,7 @@ from kit.clip_ft.train import (
     train,
     training_key,
 )
+from kit.clip_ft.words import attended_words
 from kit.clip_ft.zero_shot import zero_shot_accuracy, zero_shot_classes
 from kit.encoders.clip import save_clip, wrap_model
 from kit.encoders.pca import reduce_pca
@@ -711,3 +712,18 @@ def test_score_shift_sees_a_shift():
     table = score_shift(scores, np.arange(200), np.arange(200, 400)).set_index("score")
     assert table.loc["p_y", "ks"] > 0.3 and table.loc["p_local_y", "ks"] < 0.2
     assert table.loc["p_y", "first"] - table.loc["p_y", "second"] == pytest.approx(1, abs=0.3)
+
+
+def test_attended_words_are_the_weights_of_eq_5(clip, posts):
+    bank, prototypes, data = posts
+    model = build_model(clip, prototypes, SMALL)
+    rows = np.array([3, 10])  # an empty text, and one of several words
+    table = attended_words(model, bank, rows, data.labels, n_words=100)
+    assert table["text"].tolist() == list(bank.texts[rows]) and table["prompt"].tolist() == [NAMES[3], NAMES[0]]
+    assert table["words"][0] == "<end_of_text> 1.00"
+    class_emb = model.class_embeddings()[1]
+    pooled = pool_local(*bank.batch(rows)[1:], class_emb, model.tau_s)
+    np.testing.assert_allclose(table["p_local"], pooled[[0, 1], data.labels[rows]].detach(), atol=1e-6)
+    words, weights = zip(*(part.rsplit(" ", 1) for part in table["words"][1].split(", ")), strict=True)
+    assert set(words) == {*bank.texts[10].split(), "<end_of_text>"}
+    assert sum(map(float, weights)) == pytest.approx(1, abs=0.05) and sorted(weights, reverse=True) == list(weights)

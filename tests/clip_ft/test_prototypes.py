@@ -12,6 +12,7 @@ from kit.clip_ft.prototypes import (
     load_prototypes,
     sample_shots,
     shot_coverage,
+    similar_classes,
 )
 from kit.release import taxonomy
 from kit.release.taxonomy import prompt_names
@@ -227,3 +228,11 @@ def test_prompt_names_know_smpd_and_clean_the_rest():
 def test_taxonomy_has_a_name_for_each_subcategory():
     names = taxonomy.taxonomy_names()
     assert len(names) == 77 and all(key and value == value.strip().lower() for key, value in names.items())
+
+
+def test_similar_classes_are_others_and_the_nearest():
+    unit = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
+    table = similar_classes(Prototypes(["a", "b", "c"], ["a", "b", "c"], unit, unit[::-1].copy(), pd.DataFrame()))
+    assert dict(zip(table["subcategory"], table["looks_like"], strict=True)) == {"a": "b", "b": "a", "c": "b"}
+    assert table["image_cosine"].tolist() == pytest.approx([0.8, 0.8, 0.6])
+    assert table.set_index("subcategory").loc["a", ["reads_like", "text_cosine"]].tolist() == ["b", pytest.approx(0.6)]

@@ -7,7 +7,7 @@ from PIL import Image
 
 from kit.clip_ft.prototypes import class_order
 from kit.clip_ft.zero_shot import zero_shot_accuracy, zero_shot_classes
-from kit.encoders.frozen import clip_block
+from kit.encoders.frozen import clip_block, nearest_posts
 from kit.release.taxonomy import prompt_names
 from kit.viz.figures import shot_pictures
 from tests.clip_ft.test_clip_ft import make_clip
@@ -65,3 +65,12 @@ def test_pictures_and_order(tmp_path):
     pictures = shot_pictures(posts, shots, n_classes=1, n_shots=5)
     assert list(pictures) == ["high heels"] and [p.size for p in pictures["high heels"]] == [(96, 96)] * 2
     assert class_order(posts, ["Cats", "High,Heels", "Tea"]) == [0, 2, 1]
+
+
+def test_nearest_posts_are_the_largest_cosines(embeddings):
+    image = embeddings[0].astype(np.float32)
+    rows, pool = np.array([2, 35, 7]), np.arange(0, 40, 2)
+    found = nearest_posts(image, rows, pool, 4, chunk=2)
+    for row, near in zip(rows, found, strict=True):
+        cosine = {other: image[row] @ image[other] for other in pool if other != row}
+        assert list(near) == sorted(cosine, key=cosine.get, reverse=True)[:4]
