@@ -10,8 +10,9 @@ from PIL import Image
 from kit.base.metrics import src
 from kit.boosting.fit import fit_folds
 from kit.boosting.learners import LEARNERS
-from kit.encoders.baselines import ENCODERS, baseline_block, chosen_models, missing_weights, why_not
-from kit.encoders.weights import NETWORKS
+from kit.encoders.baselines import baseline_block, why_not
+from kit.encoders.registry import ENCODERS, NETWORKS, chosen_models
+from kit.encoders.weights import missing_weights
 from kit.evaluation.blend import compare_methods
 from kit.evaluation.fusion import METHODS
 from kit.features import behaviour, statistic

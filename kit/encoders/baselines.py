@@ -15,17 +15,8 @@ import numpy as np
 import pandas as pd
 
 from kit.base.errors import InputError
-from kit.encoders.weights import (
-    ENCODERS,
-    NETWORKS,
-    WEIGHTS_DIR,
-    chosen_models,
-    find_weights,
-    known_block,
-    missing_weights,
-    ready_network,
-    weight_files,
-)
+from kit.encoders.registry import ENCODERS, NETWORKS, chosen_models, known_block
+from kit.encoders.weights import WEIGHTS_DIR, find_weights, missing_weights, ready_network, weight_files
 from kit.run.block import Block
 
 

@@ -26,18 +26,9 @@ from kit.base.errors import InputError
 from kit.base.files import atomic_path, read_json, write_json
 from kit.base.paths import resolve
 from kit.encoders.encoders import ImageEncoder, TextEncoder, weights_fingerprint
+from kit.encoders.registry import CLIP_CONFIG, LOCAL_DIR, SUFFIXES, TINY, clip_name, clip_tag
 from kit.encoders.text_tower import TextTower, make_text_tower
-from kit.encoders.weights import (
-    CLIP_CONFIG,
-    LOCAL_DIR,
-    SUFFIXES,
-    TINY,
-    WEIGHTS_DIR,
-    WITHOUT_CLIP,
-    clip_name,
-    clip_tag,
-    ready_network,
-)
+from kit.encoders.weights import WEIGHTS_DIR, WITHOUT_CLIP, ready_network
 
 MIN_COSINE = 0.999  # between the fingerprint of a saved model and the same image and text embedded after loading
 

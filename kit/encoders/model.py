@@ -10,8 +10,9 @@ import pandas as pd
 
 from kit.base.files import write_json
 from kit.encoders.clip import Clip, load_clip, save_clip
+from kit.encoders.registry import TINY, clip_name
 from kit.encoders.tiny import IMAGE_STEPS, TEXT_STEPS, train_tiny
-from kit.encoders.weights import TINY, WEIGHTS_DIR, clip_name, find_weights, missing_network, weight_files
+from kit.encoders.weights import WEIGHTS_DIR, find_weights, missing_network, weight_files
 from kit.run.directory import Run
 
 

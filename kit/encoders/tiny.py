@@ -25,8 +25,8 @@ from kit.base.files import atomic_path, digest, read_json, write_json
 from kit.base.machine import package_versions
 from kit.base.progress import progress
 from kit.encoders.clip import Clip, load_folder, save_clip, wrap_model
+from kit.encoders.registry import TINY
 from kit.encoders.text_tower import TextTower, make_text_tower
-from kit.encoders.weights import TINY
 from kit.release.images import ImageDataset
 
 CONFIG_PATH = Path(__file__).with_name("tiny_clip.json")

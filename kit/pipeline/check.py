@@ -335,8 +335,8 @@ def block_columns(steps: Sequence[Step], dim: int) -> dict[str, int]:
 
 def clip_size(name: str) -> tuple[int, float]:
     """Dimensions of an open_clip model's embeddings, and the GB its weights take in float32 (about)."""
+    from kit.encoders.registry import TINY
     from kit.encoders.tiny import CONFIG_PATH
-    from kit.encoders.weights import TINY
 
     if not name:
         return 0, 0.0

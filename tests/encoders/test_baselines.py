@@ -25,7 +25,8 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from kit.base.errors import InputError
 from kit.encoders import baselines, bulk, networks, weights
 from kit.encoders.baselines import baseline_block, block_files, credit
-from kit.encoders.weights import ENCODERS, NETWORKS, find_weights, missing_weights, parse_models
+from kit.encoders.registry import ENCODERS, NETWORKS, parse_models
+from kit.encoders.weights import find_weights, missing_weights
 from kit.release.images import decode_image
 from tests.tiny_networks import SAVE, WORDS
 

@@ -19,8 +19,9 @@ from torch import nn
 from kit.base.errors import InputError
 from kit.encoders import weights
 from kit.encoders.clip import load_clip, save_clip, wrap_model
+from kit.encoders.registry import clip_name
 from kit.encoders.text_tower import HFTextTower, TextTower, make_text_tower
-from kit.encoders.weights import clip_name, find_weights, missing_network, missing_of_step, weight_files
+from kit.encoders.weights import find_weights, missing_network, missing_of_step, weight_files
 
 TEXTS = ["", "a cat", "!", "a photo of two dogs on the beach, by night", "x " * 90, "Ünïcode ☃ text"]
 PREPROCESS = {"size": 32, "mode": "RGB", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25], "interpolation": "bilinear",
@@ -267,7 +268,6 @@ def test_a_folder_that_is_not_what_was_saved_is_refused(saved, tmp_path, damage,
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(weights, "_hub_file", lambda *_: None)
     monkeypatch.setattr(weights, "_snapshot", lambda *_: None)
     return tmp_path
 

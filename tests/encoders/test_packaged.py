@@ -17,7 +17,8 @@ from PIL import Image
 
 from kit.encoders import networks, packaged
 from kit.encoders.packaged import PACKAGES, main
-from kit.encoders.weights import NETWORKS, find_weights
+from kit.encoders.registry import NETWORKS
+from kit.encoders.weights import find_weights
 from tests.tiny_networks import save_bert
 
 SENTENCES = ["a dog runs on the beach", "a puppy playing by the sea", "the stock market fell today",
