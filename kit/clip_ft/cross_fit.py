@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.stats import ks_2samp
 
 from kit.base.code import code_of
 from kit.base.files import atomic_path, digest, hash_array
+from kit.base.machine import usable_cores
+from kit.base.tasks import map_tasks
 from kit.clip_ft.export import SCORES, Export, export_posts
+from kit.clip_ft.jobs import open_job, write_job
 from kit.clip_ft.prototypes import Prototypes, mean_directions
 from kit.clip_ft.texts import TextBank
 from kit.clip_ft.train import Settings, TrainingData, train, training_key
@@ -28,6 +33,8 @@ def cross_fit(
     folds: np.ndarray,
     export: Export,
     folder: Path,
+    clip_dir: Path,
+    workers: int = 0,
 ) -> Export:
     """``export`` with the scores and losses of train posts replaced by those of models that never met their authors.
 
@@ -37,7 +44,12 @@ def cross_fit(
         folds: (n_posts,) int, the fold of each train post, authors never split; negative elsewhere.
         export: of the model trained on all fitting rows; its features and its test rows are kept.
         folder: where each fold keeps its files, ``fold_<k>/``; a finished fold is read, a cut one goes on.
+        clip_dir: the folder ``clip`` was loaded from.
+        workers: processes that train folds side by side; 0: as many as there are GPUs, each with its own. With one or
+            none, the folds are trained one after another in this process.
     """
+    if (workers or torch.cuda.device_count()) > 1:
+        _score_in_workers(clip_dir, bank, prototypes, data, text, settings, folds, folder, workers)
     scores, losses, out_of_fold = export.scores.copy(), export.losses.copy(), export.out_of_fold.copy()
     for fold in np.unique(folds[folds >= 0]):
         path = score_fold(clip, bank, prototypes, data, text, settings, folds, fold, folder / f"fold_{fold}")
@@ -74,6 +86,34 @@ def score_fold(
         with atomic_path(path) as temporary:
             np.savez(temporary, key=key, rows=rows, scores=found.scores[rows], losses=found.losses[rows])
     return path
+
+
+@dataclass(frozen=True)
+class FoldTask:
+    """One fold for a worker: where the job lies, which fold, how many workers share the memory."""
+
+    job: Path
+    fold: int
+    workers: int
+
+
+def score_task(task: FoldTask) -> None:
+    """``score_fold`` in a process of its own, on the GPU it was given."""
+    job = open_job(task.job, torch.device("cuda" if torch.cuda.is_available() else "cpu"), task.workers)
+    text, folds, place = job.more["text"], job.more["folds"], task.job.with_name(f"fold_{task.fold}")
+    score_fold(job.clip, job.bank, job.prototypes, job.data, text, job.settings, folds, task.fold, place)
+
+
+def _score_in_workers(clip_dir, bank, prototypes, data, text, settings, folds, folder, workers: int) -> None:
+    """Let worker processes make the files of the folds, which the caller then finds (arguments as for ``cross_fit``)."""
+    job = folder / "job"
+    write_job(job, clip_dir, bank, prototypes, data, settings, text=text, folds=folds)
+    on_gpus, n = not workers, workers or torch.cuda.device_count()
+    tasks = [FoldTask(job, int(fold), n) for fold in np.unique(folds[folds >= 0])]
+    cpus = max(1, usable_cores() // n)
+    for _ in map_tasks(score_task, tasks, cpus=cpus, gpus=int(on_gpus), cores=cpus * n, label="CLIP_FT", unit="fold"):
+        pass
+    shutil.rmtree(job)
 
 
 def without_posts(prototypes: Prototypes, data: TrainingData, text: np.ndarray, rows: np.ndarray) -> Prototypes:

@@ -11,21 +11,18 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import torch
 import torch.distributed as dist
 
-from kit.base.files import atomic_path, read_json, write_json
 from kit.base.paths import PROJECT_ROOT
 from kit.base.process import end_with_runner
-from kit.clip_ft.prototypes import Prototypes, load_prototypes
+from kit.clip_ft.jobs import open_job, write_job
+from kit.clip_ft.prototypes import Prototypes
 from kit.clip_ft.texts import TextBank
-from kit.clip_ft.train import Settings, Trained, TrainingData, is_trained, tower_dtype, train, training_key
-from kit.encoders.clip import Clip, load_clip
+from kit.clip_ft.train import Settings, Trained, TrainingData, is_trained, train, training_key
+from kit.encoders.clip import Clip
 
 
 def fit(
@@ -55,22 +52,6 @@ def fit(
     return train(clip, bank, prototypes, data, settings, folder)
 
 
-def write_job(
-    job: Path, clip_dir: Path, bank: TextBank, prototypes: Prototypes, data: TrainingData, settings: Settings
-) -> None:
-    """Put everything a worker needs into the folder ``job``; its parent is where the checkpoint goes."""
-    prototypes.save(job / "prototypes")
-    arrays = {"image": data.image, "labels": data.labels, "fit_rows": data.fit_rows, "valid_rows": data.valid_rows}
-    arrays |= {} if data.image_ok is None else {"image_ok": data.image_ok}
-    for name, values in arrays.items():
-        with atomic_path(job / f"{name}.npy") as temporary:
-            np.save(temporary, values)
-    with atomic_path(job / "texts.parquet") as temporary:
-        pd.DataFrame({"text": bank.texts}).to_parquet(temporary, index=False)
-    content = {"clip": clip_dir, "settings": asdict(settings), "bank": bank.options, "arrays": sorted(arrays)}
-    write_json(job / "job.json", content)
-
-
 def run_torchrun(job: Path, n_processes: int) -> None:
     """Run the worker ``n_processes`` times on this machine and wait for all of them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}"]
@@ -89,15 +70,8 @@ def worker(job: Path) -> None:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        content = read_json(job / "job.json")
-        settings, options = Settings(**content["settings"]), content["bank"]
-        clip = load_clip(f"local-dir:{content['clip']}")
-        clip.text.to(device)
-        data = TrainingData(**{name: np.load(job / f"{name}.npy", mmap_mode="r") for name in content["arrays"]})
-        texts = pd.read_parquet(job / "texts.parquet")["text"].to_numpy()
-        options["cache_share"] /= world  # every process holds its own copy
-        bank = TextBank(clip.text, texts, dtype=tower_dtype(settings.precision, device), **options)
-        train(clip, bank, load_prototypes(job / "prototypes"), data, settings, job.parent)
+        todo = open_job(job, device, world)
+        train(todo.clip, todo.bank, todo.prototypes, todo.data, todo.settings, job.parent)
     finally:
         dist.destroy_process_group()
 

@@ -655,7 +655,7 @@ def test_cross_fitted_scores_come_from_models_that_never_met_the_author(clip, po
     settings = dataclasses.replace(SMALL, epochs=1)
     main = train(clip, bank, prototypes, data, settings, tmp_path / "main")
     export = export_posts(main.model, bank, data)
-    crossed = cross_fit(clip, bank, prototypes, data, text, settings, folds, export, tmp_path)
+    crossed = cross_fit(clip, bank, prototypes, data, text, settings, folds, export, tmp_path, tmp_path)
     np.testing.assert_array_equal(crossed.scores[100:], export.scores[100:])
     np.testing.assert_array_equal(crossed.image, export.image)
     assert crossed.out_of_fold.all() and not export.out_of_fold[:80].any()
@@ -671,7 +671,9 @@ def test_cross_fitted_scores_come_from_models_that_never_met_the_author(clip, po
     image[folds == 1] = -image[folds == 1]  # what fold 1 looks like must not matter to how fold 1's own scores are made
     labels = np.where(folds == 1, (data.labels + 1) % K, data.labels)
     spoilt = dataclasses.replace(data, image=image, labels=labels)
-    from_spoilt = cross_fit(clip, bank, prototypes, spoilt, text, settings, folds, export, tmp_path / "spoilt")
+    from_spoilt = cross_fit(
+        clip, bank, prototypes, spoilt, text, settings, folds, export, tmp_path / "spoilt", tmp_path
+    )
     model_paths = [tmp_path / "fold_1" / "model.safetensors", tmp_path / "spoilt" / "fold_1" / "model.safetensors"]
     assert model_paths[0].read_bytes() == model_paths[1].read_bytes()
     model_paths = [tmp_path / "fold_0" / "model.safetensors", tmp_path / "spoilt" / "fold_0" / "model.safetensors"]
@@ -686,7 +688,7 @@ def test_a_cut_cross_fit_goes_on_at_its_fold(clip, posts, tmp_path, monkeypatch)
     settings = dataclasses.replace(SMALL, epochs=1)
     export = export_posts(build_model(clip, prototypes, settings), bank, data)
     arguments = (clip, bank, prototypes, data, text, settings, folds, export)
-    whole = cross_fit(*arguments, tmp_path / "whole")
+    whole = cross_fit(*arguments, tmp_path / "whole", tmp_path)
     trained, run_epoch = [], _Trainer.run_epoch
 
     def die_in_the_second_fold(trainer, epoch):
@@ -697,12 +699,27 @@ def test_a_cut_cross_fit_goes_on_at_its_fold(clip, posts, tmp_path, monkeypatch)
 
     monkeypatch.setattr(_Trainer, "run_epoch", die_in_the_second_fold)
     with pytest.raises(KeyboardInterrupt):
-        cross_fit(*arguments, tmp_path / "cut")
-    resumed = cross_fit(*arguments, tmp_path / "cut")
+        cross_fit(*arguments, tmp_path / "cut", tmp_path)
+    resumed = cross_fit(*arguments, tmp_path / "cut", tmp_path)
     assert len(trained) == 4, "the finished fold is not trained again"
     np.testing.assert_array_equal(resumed.scores, whole.scores)
-    cross_fit(*arguments, tmp_path / "cut")
+    cross_fit(*arguments, tmp_path / "cut", tmp_path)
     assert len(trained) == 4
+
+
+def test_folds_in_workers_are_those_of_this_process(clip, posts, tmp_path, monkeypatch):
+    bank, prototypes, data = posts
+    text = np.random.default_rng(1).standard_normal((120, DIM))
+    folds = np.where(np.arange(120) < 100, np.arange(120) % 3, -1)
+    settings = dataclasses.replace(SMALL, epochs=1)
+    export = export_posts(build_model(clip, prototypes, settings), bank, data)
+    arguments = (clip, bank, prototypes, data, text, settings, folds, export)
+    save_clip(clip, tmp_path / "clip")
+    alone = cross_fit(*arguments, tmp_path / "alone", tmp_path / "clip")
+    monkeypatch.setattr(_Trainer, "run_epoch", None)  # this process only reads what the workers left
+    spread = cross_fit(*arguments, tmp_path / "spread", tmp_path / "clip", workers=2)
+    np.testing.assert_allclose(spread.losses, alone.losses, rtol=1e-4, atol=1e-5)
+    assert not (tmp_path / "spread" / "job").exists() and spread.out_of_fold.all()
 
 
 def test_score_shift_sees_a_shift():

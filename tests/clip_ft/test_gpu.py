@@ -62,7 +62,7 @@ def test_folds_on_the_card(on_card, tmp_path):
     folds = np.where(np.arange(120) < 100, np.arange(120) % 2, -1)
     text = np.random.default_rng(0).standard_normal((120, DIM))
     own = export_posts(train(*on_card, SETTINGS, tmp_path).model, bank, data)
-    found = cross_fit(clip, bank, prototypes, data, text, SETTINGS, folds, own, tmp_path)
+    found = cross_fit(clip, bank, prototypes, data, text, SETTINGS, folds, own, tmp_path, tmp_path)
     assert found.out_of_fold.all() and np.isfinite(found.losses[:100]).all()
 
 
