@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from kit.base.process import WRITE
+
 settings.register_profile("kit", deadline=None)  # no test depends on how busy the machine is
 settings.load_profile("kit")
+os.environ[WRITE] = "1"  # tests work as notebooks run by hand do; those about reading take it away
 
 
 class Release:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ import psutil
 
 from kit.base.errors import StepLeftOut
 from kit.base.files import write_trouble
-from kit.base.machine import usable_cores
+from kit.base.machine import GB, memory_gb, usable_cores
 from kit.base.paths import PROJECT_ROOT
-from kit.base.process import HEADLESS
+from kit.base.process import HEADLESS, PARAMETERS
 from kit.base.progress import SECONDS_BETWEEN_LINES
 
-KILLED = 138  # exit status of a kernel that was killed from outside, nearly always for memory
+DIED = 138  # exit status of the pipeline where a kernel was killed or crashed
+MUCH = 0.5  # share of the memory from which on a killed kernel was most likely killed for it
+CRASHES = {"SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE"}
 QUIET = ["--log-level=50"]  # a kernel that is told to end may log an interrupt; errors of cells come by another way
 MAX_SOCKET_PATH = 90  # characters; systems allow some 100
 ENVIRONMENT = {  # for the kernels
@@ -37,16 +40,16 @@ ENVIRONMENT = {  # for the kernels
 }
 
 
-@dataclass
 class StepFailed(Exception):
     """A notebook that did not reach its end, told so that a user knows where to look."""
 
-    message: str
-    section: str = ""
-    cell: int = 0
-    trace: list[str] = field(default_factory=list)
-    notebook: Path | None = None
-    status: int = 1
+    def __init__(
+        self, message: str, section: str = "", cell: int = 0, trace: Sequence[str] = (), notebook: Path | None = None,
+        status: int = 1,
+    ):  # fmt: skip
+        super().__init__(message)
+        self.message, self.section, self.cell = message, section, cell
+        self.trace, self.notebook, self.status = trace, notebook, status
 
 
 def execute(notebook: Path, run_dir: Path, parameters: dict[str, Any], width: int = 0) -> tuple[float, int]:
@@ -62,6 +65,7 @@ def execute(notebook: Path, run_dir: Path, parameters: dict[str, Any], width: in
     import papermill
     from nbclient.exceptions import DeadKernelError
 
+    kernel_class, exit_codes = _kernel_class()
     output = run_dir / "notebooks" / f"{notebook.stem}.ipynb"
     running, failed = output.with_suffix(".running.ipynb"), output.with_suffix(".failed.ipynb")
     log_path = run_dir / "logs" / f"{notebook.stem}.log"
@@ -70,7 +74,7 @@ def execute(notebook: Path, run_dir: Path, parameters: dict[str, Any], width: in
     failed.unlink(missing_ok=True)
     started = time.perf_counter()
     with (
-        _kernel_environment(),
+        _kernel_environment(parameters),
         _transport() as transport,
         open(log_path, "w", encoding="utf-8") as log,
         _Heartbeat(notebook.stem, log_path, width) as heartbeat,
@@ -79,7 +83,7 @@ def execute(notebook: Path, run_dir: Path, parameters: dict[str, Any], width: in
             papermill.execute_notebook(
                 str(notebook), str(running), parameters=parameters, kernel_name="python3", cwd=str(PROJECT_ROOT),
                 progress_bar=False, stdout_file=log, stderr_file=log, start_timeout=180,
-                extra_arguments=QUIET, **transport,
+                extra_arguments=QUIET, kernel_manager_class=kernel_class, **transport,
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
             if error.ename == StepLeftOut.__name__:
@@ -90,22 +94,22 @@ def execute(notebook: Path, run_dir: Path, parameters: dict[str, Any], width: in
             raise _cell_failed(error, failed) from error
         except (DeadKernelError, RuntimeError) as error:
             running.replace(failed)
-            raise _kernel_died(error, heartbeat.peak_mb, failed) from error
+            raise _kernel_died(error, exit_codes, heartbeat.peak_mb, failed) from error
         except OSError as error:
-            raise write_trouble(error, Path(error.filename or running)) or error from error
-        finally:
-            running_left = running.is_file()
-    if running_left:
+            raise write_trouble(error, Path(error.filename or running)) or StepFailed(
+                f"its kernel did not start ({error}): remove .venv and call ./run_all.sh again"
+            ) from error
+    if running.is_file():
         running.replace(output)
     return time.perf_counter() - started, heartbeat.peak_mb
 
 
 @contextlib.contextmanager
-def _kernel_environment() -> Iterator[None]:
+def _kernel_environment(parameters: dict[str, Any]) -> Iterator[None]:
     """The process environment as kernels shall inherit it, for as long as one runs."""
     before = dict(os.environ)
     os.environ.update(ENVIRONMENT)
-    os.environ[HEADLESS] = str(os.getpid())
+    os.environ[HEADLESS], os.environ[PARAMETERS] = str(os.getpid()), json.dumps(parameters)
     os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
     os.environ.pop("JUPYTER_PREFER_ENV_PATH", None)  # set to 0 it prefers another environment's kernel to ours
     for name in ("papermill", "traitlets"):
@@ -152,13 +156,49 @@ def _section(notebook: Path, cell_index: int) -> str:
     return headings[-1].lstrip("# ") if headings else ""
 
 
-def _kernel_died(error: Exception, peak_mb: int, notebook: Path) -> StepFailed:
-    total_mb = psutil.virtual_memory().total / (1 << 20)
-    return StepFailed(
-        f"the kernel died ({error}); it held up to {peak_mb:,} MB of this machine's {total_mb:,.0f} MB. Most often the system "
-        "has run out of memory: close other programs, or set smaller parameters (--list shows them)",
-        notebook=notebook, status=KILLED,
-    )  # fmt: skip
+def _kernel_class() -> tuple[type, list[int]]:
+    """A kernel manager, and the list in which it notes the exit code of a kernel that has ended by itself."""
+    from jupyter_client import AsyncKernelManager
+
+    codes: list[int] = []
+
+    class Kernel(AsyncKernelManager):
+        async def is_alive(self) -> bool:
+            alive = await super().is_alive()
+            if not alive and self.has_kernel and (code := await self.provisioner.poll()) is not None:
+                codes.append(code)
+            return alive
+
+    return Kernel, codes
+
+
+def _kernel_died(error: Exception, exit_codes: list[int], peak_mb: int, notebook: Path) -> StepFailed:
+    """What is known of a kernel that ended in the middle of a cell: its signal or exit code, and the memory it held."""
+    import nbformat
+
+    total_mb = memory_gb()[0] * GB / (1 << 20)
+    how = _signal_name(exit_codes)
+    if how == "SIGKILL":
+        much = peak_mb > MUCH * total_mb
+        what = "its kernel was killed (SIGKILL)" + (", most likely because the system ran out of memory: close other "
+               "programs, or set smaller parameters (--list shows them)" if much else ", by hand or by the system")  # fmt: skip
+    elif how in CRASHES:
+        what = f"its kernel crashed in native code ({how}): a fault of a library, which the last cell had called"
+    else:
+        what = f"its kernel ended ({how or error})"
+    cells = nbformat.read(notebook, as_version=4).cells
+    begun = [index for index, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
+    section = _section(notebook, begun[-1]) if begun else ""
+    held = f"It held up to {peak_mb:,} MB of this machine's {total_mb:,.0f} MB"
+    return StepFailed(f"{what}. {held}", section, notebook=notebook, status=DIED)
+
+
+def _signal_name(exit_codes: list[int]) -> str:
+    """Name of the signal that ended a process, or its exit code; "" where neither is known."""
+    code = exit_codes[0] if exit_codes else None
+    if code is not None and code < 0 and -code in {*signal.Signals}:
+        return signal.Signals(-code).name
+    return "" if code is None else f"exit code {code}"
 
 
 def _plain(text: str) -> str:

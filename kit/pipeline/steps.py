@@ -113,10 +113,9 @@ def parse_value(value: Any, type_name: str, target: str) -> Any:
     try:
         if type_name.startswith("list["):
             text = value.strip()
-            items = (
-                ast.literal_eval(text) if text.startswith(("[", "(")) else [item for item in text.split(",") if item]
-            )
-            return [parse_value(str(item), type_name[5:-1], target) for item in items]
+            items = ast.literal_eval(text) if text.startswith(("[", "(")) else text.split(",")
+            items = [item for item in (str(item).strip() for item in items) if item]
+            return [parse_value(item, type_name[5:-1], target) for item in items]
         if type_name == "bool":
             return {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}[value.lower()]
         if type_name == "int":

@@ -14,7 +14,7 @@ from kit.pipeline import stamps
 from kit.pipeline.notebook import StepFailed, execute
 from kit.pipeline.steps import Step, clear_kept, command_line, read_parameters
 from kit.run import repair
-from kit.run.marks import done_path, pending_path, read_mark
+from kit.run.marks import done_path, made_otherwise, pending_path, read_mark
 from kit.viz import report
 
 
@@ -31,8 +31,9 @@ def walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argument
             "asked for with --force" if step.number in options.force else stamps.why_stale(run_dir, step.name, stamp)
         )
         if reason is None:
-            saved_s = read_mark(run_dir, step.name)["seconds"]
-            print(f"{step.name:{width}}  up to date (skipped, saves {saved_s:.0f} s)", flush=True)
+            mark = read_mark(run_dir, step.name)
+            made = f"; accepted, {otherwise}" if (otherwise := made_otherwise(mark)) else ""
+            print(f"{step.name:{width}}  up to date (skipped, saves {mark['seconds']:.0f} s{made})", flush=True)
             continue
         print(f"{step.name:{width}}  {'' if reason.startswith(stamps.REDRAW) else 'running: '}{reason}", flush=True)
         if not n_tried:
@@ -43,24 +44,32 @@ def walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argument
         if step.number in options.force:
             clear_kept(run_dir, step.number)
         try:
-            seconds, peak_mb = execute(step.notebook, run_dir, step.parameters, width)
-            mark = stamps.write_mark(run_dir, step.name, stamp, seconds, peak_mb)
-        except StepLeftOut as reason:
-            print(f"{step.name:{width}}  LEFT OUT: {reason}", flush=True)
+            mark = _run(step, run_dir, stamp, width)
+        except StepLeftOut as why:
+            print(f"{step.name:{width}}  LEFT OUT: {why}", flush=True)
             continue
         except StepFailed as failure:
             return _say_failed(failure, step, run_dir, arguments)
-        except FileNotFoundError:
-            early = StepFailed("the notebook ended without its last cell, run.finish(...): was it left early?")
-            return _say_failed(early, step, run_dir, arguments)
-        except RuntimeError as error:
-            return _say_failed(StepFailed(str(error)), step, run_dir, arguments)
         n_run += 1
-        print(f"{step.name:{width}}  done in {seconds:.0f} s, peak {mark['peak_mb']:,} MB{_metrics(mark)}", flush=True)
+        print(
+            f"{step.name:{width}}  done in {mark['seconds']:.0f} s, peak {mark['peak_mb']:,} MB{_metrics(mark)}",
+            flush=True,
+        )
     if n_tried or _report_is_old(run_dir):
         report.write_report(run_dir)
     _summary(run_dir, time.perf_counter() - started, n_run)
     return 0
+
+
+def _run(step: Step, run_dir: Path, stamp: dict, width: int) -> dict:
+    """Run a step; its done-mark."""
+    seconds, peak_mb = execute(step.notebook, run_dir, step.parameters, width)
+    try:
+        return stamps.write_mark(run_dir, step.name, stamp, seconds, peak_mb)
+    except FileNotFoundError:
+        raise StepFailed("the notebook ended without its last cell, run.finish(...): was it left early?") from None
+    except RuntimeError as error:
+        raise StepFailed(str(error)) from error
 
 
 def _report_is_old(run_dir: Path) -> bool:
@@ -79,9 +88,10 @@ def _accept(step: Step, run_dir: Path, stamp: dict) -> None:
     if done.is_file():
         done.replace(pending)
     try:
-        stamps.write_mark(run_dir, step.name, stamp, seconds)
+        mark = stamps.write_mark(run_dir, step.name, stamp, seconds)
     except RuntimeError as error:
         raise InputError(f"--accept {step.number}: {error}; run the step again") from error
+    print(f"{step.name}  accepted, {made_otherwise(mark) or 'made with the parameters of now'}", flush=True)
 
 
 def _metrics(mark: dict) -> str:

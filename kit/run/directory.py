@@ -8,7 +8,10 @@ notebook reads and writes; from that note ``kit.pipeline`` later decides whether
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import os
+import platform
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -18,11 +21,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+import kit
 from kit.base.errors import InputError, StepLeftOut
-from kit.base.files import atomic_path, check_writable, digest, fingerprint, hash_file, read_json, write_json
-from kit.base.machine import loaded_versions, peak_memory_mb
+from kit.base.files import (
+    atomic_path,
+    check_writable,
+    digest,
+    fingerprint,
+    hash_file,
+    read_json,
+    write_atomic,
+    write_json,
+)
+from kit.base.machine import loaded_versions, package_versions, peak_memory_mb
 from kit.base.paths import resolve
-from kit.base.process import HEADLESS, end_with_runner
+from kit.base.process import HEADLESS, PARAMETERS, WRITE, end_with_runner
 from kit.run.block import Block
 from kit.run.marks import left_out_path, pending_path, withdraw_marks
 
@@ -30,44 +43,48 @@ ABSENT = "absent.json"  # in the folder of a block that could not be made: why
 
 
 class Run:
-    """One run directory, open for a step (a notebook) or only for reading.
+    """One run directory, open to write (what the pipeline does for a step) or only to read.
 
-    Opening it for a step withdraws the step's done-mark: from then on the step counts as unfinished until
-    ``kit.pipeline`` has seen ``finish`` and checked what was written.
+    Opening it to write for a step withdraws the step's done-mark: from then on the step counts as unfinished until
+    ``kit.pipeline`` has seen ``finish`` and checked what was written. Opened to read, nothing in the run changes: figures
+    and tables are shown and not saved, and all else that would write is refused.
     """
 
-    def __init__(self, path: Path, step: str | None = None):
+    def __init__(self, path: Path, step: str | None = None, write: bool = False):
         self.dir = path
         self.step = step
+        self.write = write
         self._started = time.perf_counter()
         self._reads: dict[str, dict | None] = {}
         self._inputs: dict[str, dict | None] = {}
         self._writes: dict[str, Path] = {}
-        self._former: set[str] = set()  # what the last finished run of this step wrote
+        self._former = withdraw_marks(path, step) if step and write else set()  # what its last finished run wrote
 
     @classmethod
-    def open(cls, path: str | Path, step: str | None = None) -> Run:
-        """The run at ``path`` (relative paths start at the project root); made if a step opens it for the first time.
+    def open(cls, path: str | Path, step: str | None = None, write: bool | None = None) -> Run:
+        """The run at ``path`` (relative paths start at the project root).
 
         Args:
-            path: the run directory, e.g. ``outputs/demo``.
-            step: name of the notebook that opens it, e.g. ``04_features``; None to read only.
+            path: the run directory, e.g. ``outputs/demo``; made if it is opened to write for the first time.
+            step: name of the notebook that opens it, e.g. ``04_features``.
+            write: whether the notebook may write; by default only if the pipeline runs it (or KIT_WRITE is set), so that
+                opening a step by hand to look at it costs nothing.
         Raises:
-            InputError: a read-only run that does not exist, or a folder that cannot be written.
+            InputError: a run to read that does not exist, or a folder that cannot be written.
         """
         run_dir = resolve(path)
-        if step is None:
-            if not run_dir.is_dir():
-                raise InputError(f"no run at {run_dir}: make it with ./run_all.sh --out {path}, or run 01_eda first")
-            return cls(run_dir)
-        check_writable(run_dir)
-        end_with_runner(run_dir)
-        former = withdraw_marks(run_dir, step)
-        left_out_path(run_dir, step).unlink(missing_ok=True)
-        print(f"run {run_dir.name}, step {step}; {loaded_versions()}")
-        run = cls(run_dir, step)
-        run._former = former
-        return run
+        if write is None:
+            write = step is not None and (HEADLESS in os.environ or WRITE in os.environ)
+        if write:
+            check_writable(run_dir)
+            end_with_runner(run_dir)
+        elif not run_dir.is_dir():
+            raise InputError(
+                f"no run at {run_dir}: make it with ./run_all.sh --out {path}, or run 01_eda with write=True"
+            )
+        if step:
+            print(f"run {run_dir.name}, step {step}{'' if write else ', read only'}; {loaded_versions()}")
+        return cls(run_dir, step, write)
 
     # --- posts and blocks -------------------------------------------------------------------------------------------
 
@@ -91,7 +108,7 @@ class Run:
         n_posts = self._ids_hash()[0]
         if len(block.values) != n_posts:
             raise ValueError(f"block {block.name} has {len(block.values):,} rows, the posts table {n_posts:,}")
-        shutil.rmtree(self.dir / "blocks" / block.name, ignore_errors=True)
+        shutil.rmtree(self.folder(f"blocks/{block.name}"))
         with atomic_path(self.output(f"blocks/{block.name}/values.npy")) as temporary:
             np.save(temporary, block.values)
         self._write_meta(block)
@@ -102,7 +119,7 @@ class Run:
 
         For a block too large to be held in memory: ``with run.fill_block(...) as values: values[:] = ...``.
         """
-        shutil.rmtree(self.dir / "blocks" / name, ignore_errors=True)
+        shutil.rmtree(self.folder(f"blocks/{name}"))
         with atomic_path(self.output(f"blocks/{name}/values.npy")) as temporary:
             block = Block(
                 name, _open_matrix(temporary, (self._ids_hash()[0], len(columns))), columns, [], source, external
@@ -141,7 +158,7 @@ class Run:
 
     def drop_block(self, name: str, reason: str = "") -> None:
         """Remove a block that this step does not make, so that no later step reads a left-over; and note why."""
-        shutil.rmtree(self.dir / "blocks" / name, ignore_errors=True)
+        shutil.rmtree(self.folder(f"blocks/{name}"))
         if reason:
             write_json(self.folder(f"blocks/{name}") / ABSENT, {"name": name, "reason": reason})
 
@@ -163,7 +180,16 @@ class Run:
     # --- files ------------------------------------------------------------------------------------------------------
 
     def folder(self, name: str = "") -> Path:
-        """A folder inside the run, made: where a step keeps work it may need again. ``kit.pipeline.steps.KEPT`` lists them."""
+        """A folder inside the run, made, for a step to write to; those of work to go on from are in ``pipeline.steps.KEPT``.
+
+        Raises:
+            InputError: the run was opened only to read.
+        """
+        if not self.write:
+            raise InputError(
+                f"{self.dir.name} was opened to read, so nothing is written to {name or 'it'}: this keeps the run's results. "
+                f"To replace them by hand: Run.open(run_dir, step={self.step!r}, write=True)"
+            )
         path = self.dir / name
         path.mkdir(parents=True, exist_ok=True)
         return path
@@ -196,7 +222,9 @@ class Run:
         self._inputs.update({str(path): fingerprint(path) for path in paths})
 
     def write_table(self, name: str, table: pd.DataFrame, index: bool = False) -> None:
-        """Save a table as ``tables/<name>.csv``."""
+        """Save a table as ``tables/<name>.csv``; a run opened to read keeps its own."""
+        if not self.write:
+            return
         with atomic_path(self.output(f"tables/{name}.csv")) as temporary:
             table.to_csv(temporary, index=index)
 
@@ -208,10 +236,11 @@ class Run:
         """Save a matplotlib figure as ``figures/<name>.png``; returns the picture for a notebook to show."""
         from IPython.display import Image
 
-        path = self.output(f"figures/{name}.png")
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=144, bbox_inches="tight", facecolor="white")
-        return Image(data=path.read_bytes(), width=round(96 * figure.get_figwidth()))
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=144, bbox_inches="tight", facecolor="white")
+        if self.write:
+            write_atomic(self.output(f"figures/{name}.png"), picture.getvalue())
+        return Image(data=picture.getvalue(), width=round(96 * figure.get_figwidth()))
 
     # --- the end of a step ------------------------------------------------------------------------------------------
 
@@ -221,7 +250,8 @@ class Run:
         The done-mark itself is written by ``kit.pipeline``, after the notebook has ended without an error.
         """
         if self.step is None:
-            raise ValueError("this run was opened to read only; open it with step='NN_name' to finish a step")
+            raise ValueError("this run was opened for no step; open it with step='NN_name' to finish one")
+        self.folder("done")
         if missing := [name for name, path in self._writes.items() if not path.exists()]:
             raise RuntimeError(f"step {self.step} announced files it did not write: {', '.join(missing)}")
         self._remove_left_overs()
@@ -230,6 +260,8 @@ class Run:
             "writes": {name: fingerprint(path) for name, path in sorted(self._writes.items())},
             "metrics": metrics, "kernel_s": round(time.perf_counter() - self._started, 1),
             "peak_mb": peak_memory_mb(), "by_hand": HEADLESS not in os.environ,
+            "made_with": {"parameters": json.loads(os.environ.get(PARAMETERS, "null")), "packages": package_versions(),
+                          "kit": kit.__version__, "python": platform.python_version(), "system": platform.platform()},
         }  # fmt: skip
         write_json(pending_path(self.dir, self.step), record)
         print(f"{self.step} wrote {len(self._writes)} files under {self.dir.name}/:")
@@ -244,7 +276,8 @@ class Run:
     def leave_out(self, reason: str, blocks: Iterable[str] = ()) -> None:
         """End the step without results because something it needs is not to be had; later steps go on without it.
 
-        What an earlier run of this step wrote is removed, so that nobody takes it for a result of this one.
+        What an earlier run of this step wrote is removed, so that nobody takes it for a result of this one; not so if the
+        notebook is run by hand, whose parameters may be others than those of the run.
 
         Args:
             reason: what is needed and where it belongs.
@@ -252,11 +285,12 @@ class Run:
         Raises:
             StepLeftOut: always.
         """
-        self._writes.clear()
-        self._remove_left_overs()
-        for name in blocks:
-            self.drop_block(name, reason)
-        write_json(left_out_path(self.dir, self.step), {"step": self.step, "reason": reason})
+        if HEADLESS in os.environ:
+            self._writes.clear()
+            self._remove_left_overs()
+            for name in blocks:
+                self.drop_block(name, reason)
+            write_json(left_out_path(self.dir, self.step), {"step": self.step, "reason": reason})
         raise StepLeftOut(reason)
 
     def _remove_left_overs(self) -> None:

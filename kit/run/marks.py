@@ -11,6 +11,7 @@ from kit.base.files import read_json
 def withdraw_marks(run_dir: Path, step: str) -> set[str]:
     """Withdraw a step's marks; returns the files its last finished run wrote, remembered until it finishes again."""
     former = run_dir / "done" / f"{step}.former"
+    left_out_path(run_dir, step).unlink(missing_ok=True)
     for path in (pending_path(run_dir, step), done_path(run_dir, step)):
         if path.is_file():
             os.replace(path, former)
@@ -52,3 +53,12 @@ def read_record(path: Path, keys: set[str]) -> dict | None:
     except ValueError:
         return None
     return record if isinstance(record, dict) and keys <= set(record) else None
+
+
+def made_otherwise(mark: dict) -> str:
+    """How the results behind an accepted done-mark were really made, in words; "" if as the mark says."""
+    if mark.get("by_hand"):
+        return "made by hand, with parameters that are not known"
+    made = mark.get("made_with", {}).get("parameters") or mark["parameters"]
+    others = [f"{name} = {value!r}" for name, value in made.items() if value != mark["parameters"].get(name)]
+    return f"made with {', '.join(others)}" if others else ""

@@ -1,6 +1,8 @@
 """The chain as a user sees it: what runs, what is skipped, and what is said when something is wrong."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -14,14 +16,15 @@ import pytest
 
 from kit.base import code
 from kit.base.errors import InputError
-from kit.base.files import read_json
+from kit.base.files import read_json, write_json
 from kit.base.locks import lock, lock_holder
 from kit.base.paths import PROJECT_ROOT
 from kit.base.process import is_alive
-from kit.pipeline import steps
+from kit.pipeline import notebook, steps
 from kit.pipeline.command import main
+from kit.pipeline.notebook import StepFailed
 from kit.pipeline.steps import CALLED_FROM, PROFILES, parse_value, plan
-from kit.run.directory import ABSENT
+from kit.run.directory import ABSENT, Run
 from kit.viz import report
 
 PARAMETERS = 'data_dir: str = "x"  # data\nrun_dir: str = "y"  # run\nn: int = 1  # how many\n'
@@ -130,15 +133,33 @@ def test_only_and_from_leave_the_rest(chain, capsys):
     assert set(_states(capsys.readouterr().out)) == {"02_second"}
 
 
-def test_accept_keeps_results(chain, capsys):
+def test_accept_keeps_results_and_says_what_they_were_made_with(chain, capsys):
     assert chain() == 0
+    capsys.readouterr()
     assert chain("--accept", "01", "--set", "01.n=5") == 0
-    assert all("up to date" in said for said in _states(capsys.readouterr().out).values()) is False
+    said = capsys.readouterr().out
+    assert "01_first  accepted, made with n = 1" in said and _states(said)["02_second"].startswith("up to date")
     assert chain("--set", "01.n=5") == 0
-    assert all("up to date" in said for said in _states(capsys.readouterr().out).values())
+    assert "up to date (skipped" in (first := _states(capsys.readouterr().out)["01_first"])
+    assert first.endswith("; accepted, made with n = 1)")
+    mark = read_json(chain.dir / "done" / "01_first.json")
+    assert mark["parameters"]["n"] == 5 and mark["made_with"]["parameters"]["n"] == 1
     (chain.dir / "number.json").write_text("7")
     assert chain("--accept", "01") == 2
     assert "number.json changed" in capsys.readouterr().err
+
+
+def test_accepted_work_by_hand_says_so(chain, capsys):
+    assert chain() == 0
+    run = Run.open(chain.dir, step="01_first", write=True)
+    write_json(run.output("number.json"), 3)
+    run.finish(n=3)
+    capsys.readouterr()
+    assert chain("--list") == 0 and "run by hand or cut off" in capsys.readouterr().out
+    assert chain("--accept", "01") == 0
+    said = capsys.readouterr().out
+    assert "01_first  accepted, made by hand, with parameters that are not known" in said
+    assert read_json(chain.dir / "number.json") == 3
 
 
 def test_a_failing_cell_is_shown_where_it_is(chain, capsys):
@@ -169,13 +190,49 @@ def test_a_mistake_of_the_user_is_told_without_a_trace(chain, capsys):
     assert "labels.txt, line 3: no number" in error and "Traceback" not in error and "InputError" not in error
 
 
-def test_a_killed_kernel_is_no_success(chain, capsys):
-    _notebook(chain.folder, "01_first", "import os\nos.kill(os.getpid(), 9)", "run.finish()")
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGKILL, "its kernel was killed (SIGKILL), by hand or by the system. It held up to "),
+        (signal.SIGSEGV, "its kernel crashed in native code (SIGSEGV): a fault of a library"),
+        (signal.SIGUSR1, "its kernel ended (SIGUSR1). It held"),
+    ],
+)
+def test_a_kernel_that_dies_is_told_by_its_signal(chain, capsys, number, said):
+    """And where it was, and how much it held; of memory only where it held much of it."""
+    _notebook(chain.folder, "01_first", "## 2 Fit", f"import os\nos.kill(os.getpid(), {int(number)})", "run.finish()")
     assert chain() == 138
-    assert "the kernel died" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert 'failed in section "2 Fit"' in error and said in error and "out of memory" not in error
+    assert re.search(r"held up to [\d,]+ MB of this machine's [\d,]+ MB", error)
     assert not (chain.dir / "done" / "01_first.json").exists()
     assert chain("--list") == 0
     assert "01_first  (not finished last time)" in capsys.readouterr().out
+
+
+def test_a_kernel_killed_while_it_held_much_points_at_memory(chain, capsys, monkeypatch):
+    monkeypatch.setattr(notebook, "memory_gb", lambda: (1e-3, 1e-3))
+    sleeps = "import os, time\ntime.sleep(2)\nos.kill(os.getpid(), 9)"
+    _notebook(chain.folder, "01_first", sleeps, "run.finish()")
+    assert chain() == 138
+    assert "killed (SIGKILL), most likely because the system ran out of memory" in capsys.readouterr().err
+
+
+def test_a_kernel_whose_python_is_gone(chain, capsys, tmp_path, monkeypatch):
+    """As after a virtual environment was moved: the notebook is not said to have been left early."""
+    folder = tmp_path / "jupyter" / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    spec = {"argv": ["/gone/python", "-f", "{connection_file}"], "display_name": "x", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    assert chain() == 1
+    error = capsys.readouterr().err
+    assert "its kernel did not start" in error and "/gone/python" in error and "left early" not in error
+
+
+def test_a_failure_can_be_kept_like_any_exception():
+    failure = StepFailed("it failed", cell=3)
+    assert {failure: 1}[failure] == 1 and str(failure) == "it failed" and failure.status == 1
 
 
 def test_leaving_early_is_no_success(chain, capsys):
@@ -258,7 +315,7 @@ def test_a_lock_file_without_a_holder_holds_nobody(chain):
     ("text", "kind", "value"),
     [
         ("7", "int", 7), ("1e-3", "float", 0.001), ("true", "bool", True), ("False", "bool", False), ("a b", "str", "a b"),
-        ("a,b", "list[str]", ["a", "b"]), ("['a', 'b']", "list[str]", ["a", "b"]), ("1,2", "list[int]", [1, 2]),
+        ("a, b ,", "list[str]", ["a", "b"]), ("['a ', 'b']", "list[str]", ["a", "b"]), ("1, 2", "list[int]", [1, 2]),
         ("", "list[str]", []), ("[0.5, 1]", "list[float]", [0.5, 1.0]),
     ],
 )  # fmt: skip

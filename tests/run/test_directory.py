@@ -1,5 +1,7 @@
 """A run directory never shows a half-written file, and knows what a step read and wrote."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,13 +12,14 @@ from hypothesis.extra.numpy import arrays
 from kit.base.errors import InputError, StepLeftOut
 from kit.base.files import atomic_path, fingerprint, matches, read_json
 from kit.base.paths import PROJECT_ROOT, resolve
-from kit.base.process import HEADLESS
+from kit.base.process import HEADLESS, PARAMETERS, WRITE
 from kit.base.progress import progress
 from kit.release.smpd import read_release
 from kit.run import directory
 from kit.run.block import Block
 from kit.run.directory import Run
 from kit.run.marks import done_path, pending_path
+from kit.viz.figures import blend_weights
 
 
 @pytest.fixture
@@ -99,6 +102,57 @@ def test_opening_for_a_step_withdraws_its_mark(run):
     assert not done_path(run.dir, "01_eda").exists()
 
 
+@pytest.fixture
+def by_hand(run, monkeypatch):
+    """A run whose step is finished, as a notebook run by hand finds it."""
+    run.write_table("t", pd.DataFrame({"a": [1]}))
+    run.write_block(Block("b", np.zeros((52, 1), np.float32), ["x"]))
+    run.finish()
+    pending_path(run.dir, "01_eda").rename(done_path(run.dir, "01_eda"))
+    for name in (WRITE, HEADLESS):
+        monkeypatch.delenv(name, raising=False)
+    return run
+
+
+def _content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_looking_changes_nothing(by_hand, capsys):
+    before = _content(by_hand.dir)
+    run = Run.open(by_hand.dir, step="01_eda")
+    assert "read only" in capsys.readouterr().out
+    assert len(run.posts()) == 52 and run.read_block("b").columns == ["x"]
+    run.write_table("t", pd.DataFrame({"a": [2]}))
+    assert run.write_figure("f", blend_weights({"a": 1.0})).data.startswith(b"\x89PNG")
+    for write in (
+        lambda: run.write_posts(run.posts()), lambda: run.write_block(Block("b", np.ones((52, 1), np.float32), ["x"])),
+        lambda: run.drop_block("b"), lambda: run.folder("gbdt"), lambda: run.output("x.json"), lambda: run.finish(n=1),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=r"opened to read.*Run.open\(run_dir, step='01_eda', write=True\)"):
+            write()
+    with pytest.raises(StepLeftOut, match="no weights"):
+        run.leave_out("no weights", blocks=["b"])
+    assert _content(by_hand.dir) == before
+
+
+def test_writing_by_hand_is_allowed_by_name(by_hand, monkeypatch):
+    with pytest.raises(StepLeftOut):
+        Run.open(by_hand.dir, step="01_eda", write=True).leave_out("no weights", blocks=["b"])
+    assert by_hand.has_block("b") and (by_hand.dir / "tables" / "t.csv").is_file()  # by hand nothing is deleted
+    assert not done_path(by_hand.dir, "01_eda").exists()
+    monkeypatch.setenv(WRITE, "1")
+    Run.open(by_hand.dir, step="01_eda").write_table("t", pd.DataFrame({"a": [3]}))
+    assert by_hand.read_table("t")["a"].tolist() == [3]
+
+
+def test_a_run_to_read_must_be_there(tmp_path, monkeypatch):
+    monkeypatch.delenv(WRITE)
+    with pytest.raises(InputError, match="no run at .*write=True"):
+        Run.open(tmp_path / "none", step="01_eda")
+    assert not (tmp_path / "none").exists()
+
+
 def test_finish_records_reads_and_writes(run, capsys, monkeypatch):
     monkeypatch.delenv(HEADLESS, raising=False)
     run.finish()
@@ -106,12 +160,15 @@ def test_finish_records_reads_and_writes(run, capsys, monkeypatch):
     later.write_block(Block("b", np.zeros((52, 1), np.float32), ["x"]))
     later.use(run.dir / "not_there.csv")
     monkeypatch.setenv(HEADLESS, "1")
+    monkeypatch.setenv(PARAMETERS, '{"n": 5}')
     later.finish(src=0.5)
     record = read_json(pending_path(run.dir, "04_features"))
     assert set(record["reads"]) == {"posts.parquet"}
     assert set(record["writes"]) == {"blocks/b/values.npy", "blocks/b/meta.json"}
     assert record["inputs"] == {str(run.dir / "not_there.csv"): None}
     assert record["metrics"] == {"src": 0.5} and record["by_hand"] is False and record["peak_mb"] > 10
+    assert record["made_with"]["parameters"] == {"n": 5} and record["made_with"]["packages"]["numpy"] == np.__version__
+    assert read_json(pending_path(run.dir, "01_eda"))["made_with"]["parameters"] is None  # nobody knows
     assert "--accept 01" in capsys.readouterr().out
 
 
@@ -156,7 +213,7 @@ def test_progress_says_little(capsys, monkeypatch):
     assert lines[0] == "encode: 10 of 35 img, 1.0 img/s, 25 s left"
 
 
-def test_what_a_step_no_longer_writes_is_removed(tmp_path):
+def test_what_a_step_no_longer_writes_is_removed(tmp_path, monkeypatch):
     """Also after a run in between that never finished; and files of other steps stay."""
     table = pd.DataFrame({"a": [1]})
     first = Run.open(tmp_path, step="05_x")
@@ -172,6 +229,7 @@ def test_what_a_step_no_longer_writes_is_removed(tmp_path):
     second.write_table("kept", table)
     second.finish()
     assert sorted(path.stem for path in (tmp_path / "tables").iterdir()) == ["kept", "other"]
+    monkeypatch.setenv(HEADLESS, str(os.getpid()))
     with pytest.raises(StepLeftOut, match="no weights"):
         Run.open(tmp_path, step="05_x").leave_out("no weights", blocks=["clip"])
     assert [path.stem for path in (tmp_path / "tables").iterdir()] == ["other"]
