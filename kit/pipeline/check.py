@@ -1,15 +1,18 @@
 """What can go wrong, looked at before the first minute is spent: packages, machine, data, images, weights, memory, disk.
 
-Nothing is computed and nothing of the run is changed. Every finding says what was found and, where something is amiss, what
-to do; those that make a step fail for certain are marked, and only they make the check fail.
+Nothing is computed and nothing of the run is changed; neither torch nor a booster is loaded here: processes of their own look
+for weights and names meanwhile. Every finding says what was found and, where something is amiss, what to do; those that make
+a step fail for certain are marked, and only they make the check fail.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,35 +23,24 @@ import numpy as np
 import pandas as pd
 
 from kit.base.errors import InputError
-from kit.base.files import check_writable, read_json
+from kit.base.files import check_writable
 from kit.base.locks import lock_holder
-from kit.base.machine import GB, memory_gb, package_versions, usable_cores
+from kit.base.machine import ASK_GPUS, GB, gpu_names, memory_gb, package_versions, usable_cores
 from kit.base.paths import PROJECT_ROOT, resolve, shown
-from kit.encoders.weights import missing_of_step
+from kit.encoders.registry import ENCODERS
+from kit.evaluation.table_one import parse_sets
 from kit.pipeline import stamps
 from kit.pipeline.steps import Step
 from kit.release import smpd
 from kit.release.images import decode_image, file_state
+from kit.run.folds import SCHEMES
+from kit.run.marks import read_mark
 
 SAMPLE_FILES, SAMPLE_DECODED = 20_000, 64  # images looked for, and opened
 SURE = 0.05  # share by which a sample must exceed a limit before the whole is sure to
-
-
-# A kernel with its libraries before it has read a post: 01 and 07, 02 and 03, 04, 05 and 06.
-PYTHON_GB, TORCH_GB, FEATURES_GB, BOOSTER_GB = 0.4, 1.2, 0.9, 0.7
-READ_B, POST_B = 1_400, 700  # bytes per post of a release while it is read, and of the posts table afterwards
-FEATURE_B = 7  # bytes per post and column of 04
-BOOSTED_B = {
-    "lightgbm": 3,
-    "catboost": 6,
-}  # the same of a booster: bins of all posts and of a fit; numbers until binned
-TAUGHT_B = 1_800  # bytes per post of words and tags for the columns taught by labels
-PLAN_POSTS, PLAN_COLUMNS = 486_194, (600, 3_700)  # SMPD; compact features, and all of Eq. 11
-TEXT_TOKENS, TEXT_CACHE_GB = 16, 4.0  # of a mean text; limit of kit.clip_ft.texts
-COMPACT_COLUMNS = 64  # of block clip_ft, about
-TREE_B = 2_000  # of a saved tree
-TINY_WEIGHTS_GB = 0.03
-DEFAULT_DIM, DEFAULT_WEIGHTS_GB = 768, 1.7  # of a model whose description is not on this computer: those of a ViT-L
+BLOCKS = {"statistic", "behaviour", "external", "clip", "clip_image", "clip_text", "clip_cosine", "clip_ft", "clip_ft_full",
+          *ENCODERS}  # fmt: skip
+LEARNERS = "import json; from kit.boosting.learners import LEARNERS; print(json.dumps(list(LEARNERS)))"
 
 
 @dataclass(frozen=True)
@@ -73,11 +65,24 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Need:
-    """What a step needs of the machine, in GB."""
+class Cost:
+    """What a step, or a run, took when it was last done.
 
-    memory: float
-    disk: float
+    Attributes:
+        run: name of that run directory.
+        n_posts: of that run.
+        memory_gb, seconds: of the step; disk_gb: of the whole run.
+    """
+
+    run: str
+    n_posts: int
+    memory_gb: float
+    seconds: float
+    disk_gb: float
+
+    def grown(self, n_posts: int) -> float:
+        """How many times as much it is at most for more posts: as if all of it grew with them."""
+        return max(1.0, n_posts / self.n_posts)
 
 
 def check(steps: Sequence[Step], data_dir: Path, run_dir: Path) -> int:
@@ -89,30 +94,33 @@ def check(steps: Sequence[Step], data_dir: Path, run_dir: Path) -> int:
             print(one, flush=True)
             findings.append(one)
 
+    children = start_children(steps)
     tell(packages(PROJECT_ROOT / "requirements.txt", package_versions()))
     tell(machine())
     tell(output(run_dir))
-    tell(settings(steps))
-    stamp = {step.name: stamps.current_stamp(step.notebook, step.parameters) for step in steps}
-    stale = {name: stamps.why_stale(run_dir, name, now) for name, now in stamp.items()}
-    tell(weights(steps))
     try:
         posts = smpd.read_release(data_dir)
     except InputError as error:
+        posts = None
         tell(iter([Finding("data", str(error), "correct the release, or give another folder with --data", True)]))
     else:
         tell(data(posts, data_dir))
-        tell(images(posts["image_path"], _allowed_bad(steps)))
-        needs = {step.name: need(steps, step.number, len(posts)) for step in steps}
-        print("\n".join([*_step_lines(stale, needs), *plan(steps)]))
-        tell(room({name: needs[name] for name, why in stale.items() if why}, *memory_gb(), _free_gb(run_dir)))
+    answers = {name: _answer(child) for name, child in children.items()}
+    tell(settings(steps, answers.pop("learners"), {path.parent.name for path in run_dir.glob("blocks/*/meta.json")}))
+    tell(weights(steps, answers))
+    if posts is not None:
+        tell(images(posts["image_path"], _allowed_bad(steps, answers)))
+        stale = {
+            step.name: stamps.why_stale(run_dir, step.name, stamps.current_stamp(step.notebook, step.parameters))
+            for step in steps
+        }
+        costs = {name: last_cost(name, run_dir) for name in stale}
+        print("\n".join(_step_lines(stale, costs, len(posts))))
+        to_run = {name: cost for name, cost in costs.items() if cost and stale[name]}
+        tell(room(to_run, len(posts), *memory_gb(), _free_gb(run_dir)))
     n_fatal = sum(one.fatal for one in findings)
-    end = (
-        f"{n_fatal} finding{'s' * (n_fatal != 1)} will make the run fail"
-        if n_fatal
-        else "nothing here will make it fail"
-    )
-    print(end)
+    will = f"{n_fatal} finding{'s' * (n_fatal != 1)} will make the run fail"
+    print(will if n_fatal else "nothing here will make it fail")
     return 1 if n_fatal else 0
 
 
@@ -142,21 +150,21 @@ def machine() -> Iterator[Finding]:
     """Cores, memory and devices, and what runs on them."""
     total, available = memory_gb()
     yield Finding("machine", f"{usable_cores()} cores, {total:.0f} GB memory, {available:.0f} GB of it available")
-    try:
-        import torch
-    except ImportError:
-        return  # told among the packages
-    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    if devices:
-        names = ", ".join(f"cuda:{i} {d.name} ({d.total_memory / GB:.0f} GB)" for i, d in enumerate(devices))
+    names, visible = gpu_names(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names:
+        told = ", ".join(f"GPU {index}: {name}" for index, name in enumerate(names))
+        hidden = f"CUDA_VISIBLE_DEVICES={visible!r} hides GPUs: unset it" if visible in ("", "-1") else ""
+        build = package_versions().get("torch", "")
+        wrong = f"torch {build} cannot use them: install torch for CUDA (pytorch.org)" if build.endswith("+cpu") else ""
         yield Finding(
-            "device", f"{names}: used by 02, 03, the encoders of 04, and by CatBoost for many posts (06.device)"
+            "device",
+            f"{told}: used by 02, 03, the encoders of 04, and by CatBoost for many posts (06.device)",
+            hidden or wrong,
         )
-    elif shutil.which("nvidia-smi"):
-        yield Finding("device", f"CPU only: torch {torch.__version__} finds no CUDA device, though a driver is installed",
-                      "look at nvidia-smi and CUDA_VISIBLE_DEVICES, or install torch for CUDA (pytorch.org)")  # fmt: skip
+    elif shutil.which(ASK_GPUS[0]):
+        yield Finding("device", "CPU only: a driver is installed, but it knows no GPU", f"look at {ASK_GPUS[0]}")
     else:
-        yield Finding("device", f"CPU, {usable_cores()} cores; no CUDA device")
+        yield Finding("device", f"CPU, {usable_cores()} cores; no GPU")
 
 
 def output(run_dir: Path) -> Iterator[Finding]:
@@ -171,33 +179,51 @@ def output(run_dir: Path) -> Iterator[Finding]:
         yield Finding("output", f"{holder} is working there", "wait for it, or choose another folder with --out", True)
 
 
-def settings(steps: Sequence[Step]) -> Iterator[Finding]:
-    """Parameters that do not fit together."""
-    sets, schemes = _parameter(steps, "06", "sets", []), _parameter(steps, "06", "schemes", [])
-    if sets:
-        from kit.evaluation.table_one import parse_sets
+def settings(steps: Sequence[Step], learners: list[str] | str, own_blocks: set[str]) -> Iterator[Finding]:
+    """Parameters that are misspelt or do not fit together.
 
+    Args:
+        learners: the boosters there are; a text where they could not be asked for.
+        own_blocks: blocks that the run holds, whoever made them.
+    """
+    known = {"model": learners, "scheme": SCHEMES}
+    for number, name, kind in (("05", "model", "model"), ("06", "models", "model"), ("06", "schemes", "scheme")):
+        values = _parameter(steps, number, name, [])
+        for value in [values] if isinstance(values, str) else values:
+            if value not in known[kind] and not isinstance(known[kind], str):
+                text = f"{number}.{name}: no {kind} {value!r}; there are {', '.join(known[kind])}"
+                yield Finding("parameters", text, "correct it; --list shows the parameters", True)
+    for number, name in (("05", "features"), ("06", "sets")):
+        values = _parameter(steps, number, name, [])
         try:
-            parse_sets(sets)
+            sets = parse_sets([values] if isinstance(values, str) else values) if values else []
         except InputError as error:
-            yield Finding("parameters", f"06.sets: {error}", "correct it; --list shows the parameters", True)
+            yield Finding("parameters", f"{number}.{name}: {error}", "correct it; --list shows the parameters", True)
+            continue
+        if unknown := sorted({block for one in sets for block in one.blocks} - BLOCKS - own_blocks):
+            yield Finding("parameters", f"{number}.{name}: no step makes a block {', '.join(map(repr, unknown))}",
+                          f"correct it, or write that block first; steps make {', '.join(sorted(BLOCKS))}")  # fmt: skip
+    schemes = _parameter(steps, "06", "schemes", [])
     scheme = _parameter(steps, "07", "scheme", schemes[0] if schemes else "")
     if schemes and scheme != schemes[0]:
         yield Finding("parameters", f"07.scheme is {scheme}, but only {schemes[0]} has test predictions",
                       f"--set 07.scheme={schemes[0]}, or name {scheme} first in 06.schemes", True)  # fmt: skip
 
 
-def weights(steps: Sequence[Step]) -> Iterator[Finding]:
-    """Weights that a step asks for and that are not on this computer; torch is loaded only for a step that asks."""
+def weights(steps: Sequence[Step], missing: Mapping[str, list[str] | str]) -> Iterator[Finding]:
+    """Weights that a step asks for and that are not on this computer.
+
+    Args:
+        missing: step name -> what it lacks, or in a text why it cannot be looked up (see ``start_children``).
+    """
     for step in steps:
-        try:
-            missing = missing_of_step(step.parameters)
-        except InputError as error:
-            yield Finding("weights", f"{step.name}: {error}", "correct the name; --list shows the parameters", True)
+        found = missing.get(step.name, [])
+        if isinstance(found, str):
+            yield Finding("weights", f"{step.name}: {found}", "correct the name; --list shows the parameters", True)
             continue
-        for text in missing:
-            load = step.parameters.get("without_weights") == "download"
-            happens = "downloaded when the step runs" if load else "left out, with all that builds on it"
+        load = step.parameters.get("without_weights") == "download"
+        happens = "downloaded when the step runs" if load else "left out, with all that builds on it"
+        for text in found:
             yield Finding("weights", f"{step.name}: {text}", f"as it stands: {happens}")
 
 
@@ -237,177 +263,97 @@ def images(paths: pd.Series, max_bad: float) -> Iterator[Finding]:
         yield Finding("images", text, "these posts get a grey image" if bad else "")
 
 
-def room(needs: Mapping[str, Need], total_gb: float, available_gb: float, free_gb: float) -> Iterator[Finding]:
-    """Whether memory and disk suffice for the steps that will run.
+def room(
+    costs: Mapping[str, Cost], n_posts: int, total_gb: float, available_gb: float, free_gb: float
+) -> Iterator[Finding]:
+    """Whether memory and disk suffice for the steps that will run, as far as their last runs tell.
 
     Args:
-        needs: step name -> what it needs.
+        costs: step name -> what it took last.
+        n_posts: of the release.
         total_gb, available_gb: memory of this machine.
         free_gb: disk space for the run.
     """
-    if not needs:
+    if not costs:
         return
-    name = max(needs, key=lambda step: needs[step].memory)
-    memory, disk = needs[name].memory, sum(step.disk for step in needs.values())
+    name = max(costs, key=lambda step: costs[step].memory_gb * costs[step].grown(n_posts))
+    cost, disk = costs[name], max(costs.values(), key=lambda one: one.disk_gb * one.grown(n_posts))
     smaller = "take smaller parameters (--list): fewer blocks in 06.sets, 05.features, components, svd_dim, n_top_tags"
-    if memory > total_gb:
-        yield Finding("memory", f"{name} needs about {memory:.1f} GB, this machine has {total_gb:.1f}", smaller, True)
-    elif memory > available_gb:
-        yield Finding("memory", f"{name} needs about {memory:.1f} GB, {available_gb:.1f} GB are available now",
-                      f"close other programs, or {smaller}")  # fmt: skip
-    if disk > free_gb:
-        yield Finding("disk", f"the run needs about {disk:.1f} GB, {free_gb:.1f} GB are free",
-                      "make room, or choose a folder on another disk with --out", True)  # fmt: skip
-
-
-def _step_lines(stale: Mapping[str, str | None], needs: Mapping[str, Need]) -> Iterator[str]:
-    """The table of steps: state, and about how much memory and disk each needs."""
-    for name, why in stale.items():
-        state = f"will run: {why}" if why else "up to date"
-        yield f"{name:16}memory {needs[name].memory:5.1f} GB  disk {needs[name].disk:5.1f} GB  {state}"
-
-
-# --- what a step needs ------------------------------------------------------------------------------------------------
-
-
-def plan(steps: Sequence[Step]) -> Iterator[str]:
-    """A table of what each step holds at the size of SMPD, for compact features and for all of Eq. 11 of the paper."""
-    yield f"memory plan for {PLAN_POSTS:,} posts, GB    " + "".join(f"{f'x {n:,} columns':>16}" for n in PLAN_COLUMNS)
-    for step in steps:
-        held = [need(steps, step.number, PLAN_POSTS, n).memory for n in PLAN_COLUMNS]
-        yield f"{step.name:38}" + "".join(f"{gb:16.1f}" for gb in held)
-
-
-def need(steps: Sequence[Step], number: str, n_posts: int, n_columns: int = 0) -> Need:
-    """An estimate of a step's peak memory and of what it adds to the disk.
-
-    Memory: a kernel with its libraries (0.4 GB; 1.2 for CLIP, 0.9 in 04, 0.7 for boosters) + 700 bytes per post for the
-    posts table, and for each post also, in
-    01: 700 bytes while the release is read;
-    02: 12 bytes per dimension of CLIP (two float16 embeddings, one in float32 while it is reduced), and the weights twice;
-    03: 4 bytes per dimension, the weights, and the text tokens as far as they are cached (16 per post, 4 GB at most);
-    04: 7 bytes per column;
-    05 and 06: per column of the widest feature set, 3 bytes for LightGBM (bins of all posts, and of a fit's) and 6 for
-    CatBoost (numbers of all posts until they are binned, and bins); 1,800 bytes where columns are taught by labels, whose
-    standardised numbers lie in a scratch file.
-    Calibrated at 486,194 posts x 568 columns for 01, 04, 05 and 06; the fixed parts on the demo. 02 and 03 are counted from
-    what they hold at once, and not measured at that size.
-
-    Disk: 400 bytes per post for the posts table; per post and dimension 8 bytes for shards and blocks of 02, and 14 for all
-    of Eq. 11; 4 bytes per column of a block, and of the scratch file; 2 kB per tree; 8 bytes per post and prediction.
-
-    Args:
-        n_columns: of the widest feature set; 0 takes what the parameters say.
-    """
-    dim, weights_gb = clip_size(_parameter(steps, "02", "clip_model", ""))
-    columns = block_columns(steps, dim)
-    written_by_04 = sum(n for block, n in columns.items() if "clip" not in block)
-    per_post = {  # bytes: (memory, disk)
-        "01": (READ_B - POST_B, 400),
-        "02": (12 * dim, 8 * dim + 4 * columns["clip"]),
-        "03": (4 * dim, 4 * COMPACT_COLUMNS + 14 * dim * _parameter(steps, "03", "full", False)),
-        "04": (FEATURE_B * (columns["statistic"] + columns["behaviour"]), 4 * written_by_04),
-        "05": _boosted(steps, "05", "features", columns, n_columns),
-        "06": _boosted(steps, "06", "sets", columns, n_columns),
-    }.get(number, (0, 100))  # fmt: skip
-    fixed = {
-        "02": (TORCH_GB + 2 * weights_gb, weights_gb),
-        "03": (TORCH_GB + weights_gb + min(TEXT_CACHE_GB, TEXT_TOKENS * 2 * dim * n_posts / GB), 0.1),
-        "04": (FEATURES_GB, 0.02),
-        "05": (BOOSTER_GB, _trees_gb(steps, "05")),
-        "06": (BOOSTER_GB, _trees_gb(steps, "06")),
-    }.get(number, (PYTHON_GB, 0.02))
-    return Need(fixed[0] + (POST_B + per_post[0]) * n_posts / GB, fixed[1] + per_post[1] * n_posts / GB)
-
-
-def block_columns(steps: Sequence[Step], dim: int) -> dict[str, int]:
-    """About how many columns each block will have, from the parameters of 02 and 04."""
-    svd, tags = _parameter(steps, "04", "svd_dim", 32), _parameter(steps, "04", "n_top_tags", 200)
-    clip = 2 * (_parameter(steps, "02", "components", 32) or dim) + 1
-    encoders = dict.fromkeys(
-        _parameter(steps, "04", "baselines", []), 2 * (_parameter(steps, "04", "components", 32) or 768)
+    text = (
+        f"{name} held {cost.memory_gb:.1f} GB for {cost.n_posts:,} posts ({cost.run}), so {n_posts:,} may take up to "
     )
+    text += f"{cost.memory_gb * cost.grown(n_posts):.1f} GB; this machine has {total_gb:.1f}, {available_gb:.1f} available now"
+    if cost.memory_gb * cost.grown(n_posts) > available_gb:
+        yield Finding("memory", text, f"close other programs, or {smaller}", cost.memory_gb > total_gb)
+    if disk.disk_gb * disk.grown(n_posts) > free_gb:
+        text = f"{disk.run} takes {disk.disk_gb:.1f} GB for {disk.n_posts:,} posts, so {n_posts:,} may take up to "
+        text += f"{disk.disk_gb * disk.grown(n_posts):.1f} GB; {free_gb:.1f} GB are free"
+        yield Finding("disk", text, "make room, or choose a folder on another disk with --out", disk.disk_gb > free_gb)
+
+
+# --- what a step took last --------------------------------------------------------------------------------------------
+
+
+def last_cost(step: str, run_dir: Path) -> Cost | None:
+    """What a step took in this run, or else in the largest other one beside it; None if it has never been done."""
+    others = [path.parent.parent for path in resolve("outputs").glob(f"*/done/{step}.json")]
+    found = {folder: _cost(step, folder) for folder in [run_dir, *others]}
+    if cost := found.pop(run_dir):
+        return cost
+    return max(filter(None, found.values()), key=lambda cost: cost.n_posts, default=None)
+
+
+def _cost(step: str, run_dir: Path) -> Cost | None:
+    mark, first = read_mark(run_dir, step), read_mark(run_dir, "01_eda")
+    n_posts = sum(first["metrics"].get(name, 0) for name in ("n_train", "n_test")) if first else 0
+    if not mark or not n_posts:
+        return None
+    disk = sum(path.stat().st_size for path in run_dir.rglob("*") if path.is_file())
+    return Cost(run_dir.name, n_posts, mark["peak_mb"] * (1 << 20) / GB, mark["seconds"], disk / GB)
+
+
+def _step_lines(stale: Mapping[str, str | None], costs: Mapping[str, Cost | None], n_posts: int) -> Iterator[str]:
+    """The table of steps: what each took when it was last done, and its state."""
+    for name, why in stale.items():
+        cost = costs[name]
+        took = "not known yet"
+        if cost:
+            took = f"{cost.memory_gb:.1f} GB, {cost.seconds:,.0f} s for {cost.n_posts:,} posts ({cost.run})"
+        if cost and cost.grown(n_posts) > 1:
+            took += f", here at most {cost.memory_gb * cost.grown(n_posts):.1f} GB"
+        yield f"{name:16}{'will run: ' + why if why else 'up to date'}; took {took}"
+
+
+# --- processes that look things up ------------------------------------------------------------------------------------
+
+
+def start_children(steps: Sequence[Step]) -> dict[str, subprocess.Popen]:
+    """Processes that load the libraries this one does not: what each step lacks of its weights, and "learners"."""
+    asked = {step.name: json.dumps(step.parameters) for step in steps if "weights_dir" in step.parameters}
+    commands = {name: ["-m", "kit.encoders.weights", parameters] for name, parameters in asked.items()}
     return {
-        "statistic": 84 + 3 * svd + tags, "behaviour": 60 + 4 * svd, "clip": clip, "clip_ft": COMPACT_COLUMNS,
-        "clip_ft_full": 7 * dim, **encoders,
+        name: subprocess.Popen([sys.executable, *command], cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
+        for name, command in {**commands, "learners": ["-c", LEARNERS]}.items()
     }  # fmt: skip
 
 
-def clip_size(name: str) -> tuple[int, float]:
-    """Dimensions of an open_clip model's embeddings, and the GB its weights take in float32 (about)."""
-    from kit.encoders.registry import TINY
-    from kit.encoders.tiny import CONFIG_PATH
-
-    if not name:
-        return 0, 0.0
-    if name == TINY:
-        return read_json(CONFIG_PATH)["model_cfg"]["embed_dim"], TINY_WEIGHTS_GB
-    if name.startswith("local-dir:"):
-        path = resolve(name.removeprefix("local-dir:")) / "open_clip_config.json"
-        config = read_json(path)["model_cfg"] if path.is_file() else {}
-    else:
-        import open_clip
-
-        config = open_clip.get_model_config(name) or {}
-    towers = [config.get("vision_cfg", {}), config.get("text_cfg", {})]
-    if not all(isinstance(tower.get("layers"), int) and "width" in tower for tower in towers):
-        return config.get("embed_dim", DEFAULT_DIM), DEFAULT_WEIGHTS_GB
-    n = sum(12 * tower["layers"] * tower["width"] ** 2 for tower in towers)  # a transformer layer has 12 width^2
-    return config["embed_dim"], 4 * (n + towers[1].get("vocab_size", 49_408) * towers[1]["width"]) / GB
-
-
-def _feature_sets(steps: Sequence[Step], number: str, name: str) -> list[set[str]]:
-    """The words of every feature set that 05 or 06 learns from; none where the parameter is wrong (see ``settings``)."""
-    from kit.evaluation.table_one import parse_sets
-
-    value = _parameter(steps, number, name, [])
-    try:
-        return [set(one.parts) for one in parse_sets([value] if isinstance(value, str) else value)]
-    except InputError:
-        return []
-
-
-def _boosted(
-    steps: Sequence[Step], number: str, name: str, columns: Mapping[str, int], n_columns: int
-) -> tuple[int, int]:
-    """Bytes per post that boosters hold in memory and write to the disk."""
-    sets = _feature_sets(steps, number, name)
-    models = _parameter(steps, number, "models", None) or [_parameter(steps, number, "model", "lightgbm")]
-    widest, taught = n_columns or _widest(sets, columns), any("taught" in one for one in sets)
-    memory = widest * max(BOOSTED_B.get(model, 0) for model in models) + TAUGHT_B * taught
-    return memory, 4 * widest * taught + 8 * _fits(steps, number)
-
-
-def _widest(sets: Sequence[set[str]], columns: Mapping[str, int]) -> int:
-    """Columns of the widest feature set."""
-    return max((sum(columns.get(part, 0) for part in one) for one in sets), default=0)
-
-
-def _fits(steps: Sequence[Step], number: str) -> int:
-    """How many times a booster is fitted with out-of-fold predictions for all posts."""
-    if number == "06":
-        fits = [len(_parameter(steps, "06", name, [])) for name in ("models", "schemes")]
-        return len(_feature_sets(steps, "06", "sets")) * fits[0] * fits[1]
-    tail = (len(_parameter(steps, "05", "factors", [])) + 2) * len(_parameter(steps, "05", "tail_seeds", []))
-    return tail + 2 * len(_parameter(steps, "05", "ratios", [])) * len(_parameter(steps, "05", "selection_seeds", []))
-
-
-def _trees_gb(steps: Sequence[Step], number: str) -> float:
-    per_fit = _parameter(steps, number, "rounds", 0) * (_parameter(steps, number, "n_folds", 0) + 1) * TREE_B
-    return _fits(steps, number) * per_fit / GB / 2  # early stopping halves it, about
+def _answer(child: subprocess.Popen) -> list[str] | str:
+    """The list that a process prints last, or in a text why it could not."""
+    out, error = child.communicate()
+    return (
+        json.loads(out.splitlines()[-1]) if child.returncode == 0 else (error.strip().splitlines() or ["no answer"])[-1]
+    )
 
 
 # --- small helpers ----------------------------------------------------------------------------------------------------
 
 
-def _allowed_bad(steps: Sequence[Step]) -> float:
+def _allowed_bad(steps: Sequence[Step], missing: Mapping[str, list[str] | str]) -> float:
     """Share of unreadable images above which 02 stops; 1 if it will be left out for lack of weights."""
-    step = next((step for step in steps if step.number == "02"), None)
-    try:
-        left_out = step and step.parameters.get("without_weights") != "download" and missing_of_step(step.parameters)
-    except InputError:
-        left_out = True  # told among the weights
-    return 1.0 if left_out else _parameter(steps, "02", "max_bad_images", 1.0)
+    left_out = any(missing.get(step.name) for step in steps if step.number == "02")
+    download = _parameter(steps, "02", "without_weights", "") == "download"
+    return 1.0 if left_out and not download else _parameter(steps, "02", "max_bad_images", 1.0)
 
 
 def _parameter(steps: Sequence[Step], number: str, name: str, default: Any) -> Any:

@@ -1,31 +1,28 @@
 """Every finding of --check: what is said, what to do about it, and whether it makes the check fail."""
 
+import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 from kit.base import machine
+from kit.base.files import write_json
 from kit.base.locks import lock
+from kit.base.paths import PROJECT_ROOT
 from kit.pipeline import check
-from kit.pipeline.check import Need, need
+from kit.pipeline.check import Cost
 from kit.pipeline.command import main
 from kit.pipeline.steps import CALLED_FROM, Step, plan
+from kit.run.marks import RECORD_KEYS, STAMP_KEYS, done_path
 from tests.conftest import Release
 
 
 def _steps(**parameters):
     """Steps "02", "04" ... from keywords as n02={"clip_model": ...}."""
     return [Step(f"{name[1:]}_x", Path(), values) for name, values in sorted(parameters.items())]
-
-
-@pytest.fixture(scope="module")
-def full():
-    """The chain with its default parameters."""
-    return plan(Path("x"), Path("y"), "full", [])
 
 
 def test_packages_that_are_missing_or_others(tmp_path):
@@ -43,17 +40,22 @@ def test_packages_that_are_missing_or_others(tmp_path):
     assert absent.text == "missing: numpy" and absent.fatal and "FAILS: missing" in str(absent)
 
 
-def test_devices_are_named(monkeypatch):
-    found = SimpleNamespace(name="H100", total_memory=80e9)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found)
-    assert "cuda:0 H100 (80 GB), cuda:1 H100 (80 GB): used by 02, 03" in list(check.machine())[1].text
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+def test_devices_are_those_the_driver_names(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(check, "gpu_names", lambda: ["H100 (80 GB)", "T4 (15 GB)"])
+    monkeypatch.setattr(check, "package_versions", lambda: {"torch": "2.14.1"})
+    found = list(check.machine())[1]
+    assert found.text.startswith("GPU 0: H100 (80 GB), GPU 1: T4 (15 GB): used by 02, 03") and not found.todo
+    monkeypatch.setattr(check, "package_versions", lambda: {"torch": "2.14.1+cpu"})
+    assert "torch 2.14.1+cpu cannot use them" in list(check.machine())[1].todo
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "hides GPUs" in list(check.machine())[1].todo
+    monkeypatch.setattr(check, "gpu_names", list)
     monkeypatch.setattr(check.shutil, "which", lambda name: None)
     assert list(check.machine())[1].text.startswith("CPU, ")
     monkeypatch.setattr(check.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     driver = list(check.machine())[1]
-    assert "finds no CUDA device" in driver.text and "CUDA_VISIBLE_DEVICES" in driver.todo
+    assert "it knows no GPU" in driver.text and "nvidia-smi" in driver.todo
 
 
 def test_a_containers_memory_limit_counts(monkeypatch, tmp_path):
@@ -73,25 +75,52 @@ def test_output_that_is_no_folder_or_taken(tmp_path):
     assert refused.fatal and "cannot write to the output folder" in refused.text
 
 
+LEARNERS = ["lightgbm", "catboost"]
+
+
 def test_parameters_that_do_not_fit():
     good = {"n06": {"sets": ["statistic"], "schemes": ["user", "time"]}, "n07": {"scheme": "user"}}
-    assert list(check.settings(_steps(**good))) == []
-    (wrong,) = check.settings(_steps(n06={"sets": ["statistic++clip"], "schemes": ["user"]}))
+    assert list(check.settings(_steps(**good), LEARNERS, set())) == []
+    (wrong,) = check.settings(_steps(n06={"sets": ["statistic++clip"], "schemes": ["user"]}), LEARNERS, set())
     assert wrong.fatal and "06.sets: feature set 'statistic++clip'" in wrong.text
-    (scheme,) = check.settings(_steps(**good | {"n07": {"scheme": "time"}}))
+    (scheme,) = check.settings(_steps(**good | {"n07": {"scheme": "time"}}), LEARNERS, set())
     assert scheme.fatal and "--set 07.scheme=user" in scheme.todo
+
+
+def test_misspelt_items_are_found_and_blanks_are_none(tmp_path):
+    def found(*settings, own=frozenset()):
+        return list(check.settings(plan(tmp_path, tmp_path, "full", list(settings)), LEARNERS, set(own)))
+
+    assert found("06.sets= statistic , statistic + clip", "06.models=lightgbm, catboost", "06.schemes=user, time") == []
+    assert found() == []
+    (model,) = found("06.models=lightgbm, catbost")
+    assert model.fatal and "06.models: no model 'catbost'; there are lightgbm, catboost" in model.text
+    (scheme,) = found("06.schemes=user, tiem")
+    assert scheme.fatal and "no scheme 'tiem'; there are user, time, plain" in scheme.text
+    (block,) = found("06.sets=statistic, statistic+clpi")
+    assert "06.sets: no step makes a block 'clpi'" in block.text and not block.fatal
+    assert found("06.sets=statistic, statistic+mine", own=["mine"]) == []
+    (features,) = found("05.features=statistic+behavior")
+    assert "05.features: no step makes a block 'behavior'" in features.text
+
+
+def _missing(steps):
+    children = check.start_children(steps)
+    answers = {name: check._answer(child) for name, child in children.items()}
+    assert {"lightgbm", "catboost"} <= set(answers.pop("learners"))
+    return answers
 
 
 def test_weights_that_are_not_there(tmp_path):
     clip = {"clip_model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k", "weights_dir": str(tmp_path / "none")}
-    (gone,) = check.weights(_steps(n02=clip | {"without_weights": "leave out"}))
-    assert "ViT-B-32" in gone.text and "left out" in gone.todo and not gone.fatal
-    (load,) = check.weights(_steps(n02=clip | {"without_weights": "download"}))
-    assert "downloaded" in load.todo
-    assert list(check.weights(_steps(n02=clip | {"clip_model": "smp-tiny"}))) == []
     encoders = {"baselines": ["nonsense"], "baseline_models": [], "weights_dir": str(tmp_path)}
-    (unknown,) = check.weights(_steps(n04=encoders))
+    steps = _steps(n02=clip, n04=encoders, n05={"device": "auto"})
+    missing = _missing(steps)
+    assert set(missing) == {"02_x", "04_x"}
+    gone, unknown = check.weights(steps, missing)
+    assert "ViT-B-32" in gone.text and "left out" in gone.todo and not gone.fatal
     assert unknown.fatal and "'nonsense'" in unknown.text
+    assert "downloaded" in next(check.weights(_steps(n02=clip | {"without_weights": "download"}), missing)).todo
 
 
 def test_data_without_test_part():
@@ -117,70 +146,57 @@ def test_images_missing_and_broken(tmp_path, monkeypatch):
     assert "of 5 sampled posts" in next(check.images(pd.Series(paths), 1.0)).text
 
 
-def test_images_do_not_matter_to_a_step_that_is_left_out(tmp_path):
-    clip = {
-        "clip_model": "ViT-B-32",
-        "pretrained": "laion2b_s34b_b79k",
-        "weights_dir": str(tmp_path),
-        "max_bad_images": 0.2,
-    }
-    assert check._allowed_bad(_steps(n02=clip | {"without_weights": "leave out"})) == 1.0
-    assert check._allowed_bad(_steps(n02=clip | {"without_weights": "download"})) == 0.2
-    assert check._allowed_bad(_steps(n02=clip | {"clip_model": "smp-tiny"})) == 0.2
+def test_images_do_not_matter_to_a_step_that_is_left_out():
+    clip = {"max_bad_images": 0.2}
+    lacks = {"02_x": ["clip needs its weights"]}
+    assert check._allowed_bad(_steps(n02=clip | {"without_weights": "leave out"}), lacks) == 1.0
+    assert check._allowed_bad(_steps(n02=clip | {"without_weights": "download"}), lacks) == 0.2
+    assert check._allowed_bad(_steps(n02=clip | {"without_weights": "leave out"}), {"02_x": []}) == 0.2
 
 
 def test_room_in_memory_and_on_disk():
-    needs = {"02_a": Need(2, 3), "06_b": Need(9, 1)}
-    assert list(check.room(needs, 16, 12, 5)) == [] and list(check.room({}, 1, 1, 0)) == []
-    (tight,) = check.room(needs, 16, 8, 5)
-    assert "06_b needs about 9.0 GB, 8.0 GB are available now" in tight.text and not tight.fatal
-    memory, disk = check.room(needs, 8, 8, 3)
-    assert memory.fatal and "this machine has 8.0" in memory.text and "--list" in memory.todo
-    assert disk.fatal and "the run needs about 4.0 GB, 3.0 GB are free" in disk.text
+    costs = {"02_a": Cost("demo", 1000, 2.0, 5.0, 3.0), "06_b": Cost("demo", 1000, 9.0, 5.0, 3.0)}
+    assert list(check.room(costs, 1000, 16, 12, 5)) == [] and list(check.room({}, 1000, 1, 0, 0)) == []
+    (tight,) = check.room(costs, 1000, 16, 8, 5)
+    assert "06_b held 9.0 GB for 1,000 posts (demo)" in tight.text and "16.0, 8.0 available" in tight.text
+    assert not tight.fatal
+    (grown,) = check.room(costs, 2000, 16, 12, 9)  # perhaps: not all of it grows with the posts
+    assert "2,000 may take up to 18.0 GB" in grown.text and not grown.fatal and "--list" in grown.todo
+    memory, disk = check.room(costs, 1000, 8, 8, 2)
+    assert memory.fatal and disk.fatal and "demo takes 3.0 GB for 1,000 posts" in disk.text
+    assert list(check.room(costs, 500, 16, 12, 5)) == []  # fewer posts are not said to take less
 
 
-def test_estimates_meet_what_was_measured(full):
-    n = 486_194
-    assert need(full, "01", n).memory == pytest.approx(1.0, rel=0.1)
-    assert need(full, "04", n).memory == pytest.approx(3.1, rel=0.1)
-    model = {"lightgbm": 1.5, "catboost": 2.3}  # statistic and behaviour, 568 columns, nothing taught
-    for name, gb in model.items():
-        only = [Step(s.name, s.notebook, s.parameters | {"models": [name], "sets": ["statistic"]}) for s in full]
-        assert need(only, "06", n, 568).memory == pytest.approx(gb, rel=0.3)
-    small = need(full, "04", 5_500)
-    assert small.memory == pytest.approx(0.95, rel=0.1) and small.disk < 0.1
-    for number in ("01", "02", "03", "04", "05", "06", "07"):
-        assert need(full, number, n).memory > need(full, number, n // 2).memory, number
-        assert 0 < need(full, number, n).disk < 60, number
+def _done(run_dir, step, peak_mb, n_posts):
+    keys = dict.fromkeys(RECORD_KEYS | STAMP_KEYS, {})
+    metrics = {"n_train": n_posts - 10, "n_test": 10}
+    for name in ("01_eda", step):
+        write_json(done_path(run_dir, name), {**keys, "peak_mb": peak_mb, "seconds": 7.0, "metrics": metrics})
 
 
-def test_the_plan_names_every_step_and_grows_with_the_columns(full):
-    head, *rows = check.plan(full)
-    assert "486,194 posts" in head and "600" in head and "3,700" in head
-    assert [row.split()[0] for row in rows] == [step.name for step in full]
-    for row in rows:
-        _, narrow, wide = row.split()
-        assert float(wide) > float(narrow) + 4 if row.startswith(("05", "06")) else wide == narrow
-
-
-def test_estimates_follow_the_parameters(full):
-    def changed(number, **values):
-        return [Step(s.name, s.notebook, s.parameters | (values if s.number == number else {})) for s in full]
-
-    n = 100_000
-    assert need(changed("04", n_top_tags=2000), "04", n).memory > need(full, "04", n).memory + 1.0
-    assert need(changed("06", sets=["nonsense++"]), "06", n).memory < need(changed("06", sets=["clip"]), "06", n).memory
-    assert need(changed("06", sets=["statistic"]), "06", n).memory < need(full, "06", n).memory
-    assert need(changed("03", full=True), "03", n).disk > need(full, "03", n).disk + 0.7
-    assert need(changed("02", clip_model="ViT-L-14"), "02", n).memory > need(full, "02", n).memory + 1.5
-    assert check.clip_size("ViT-B-32") == (512, pytest.approx(0.605, rel=0.05))
-    assert check.clip_size("local-dir:nowhere") == (check.DEFAULT_DIM, check.DEFAULT_WEIGHTS_GB)
+def test_costs_are_those_of_this_run_or_else_of_the_largest_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "resolve", lambda name: tmp_path / name)
+    run_dir = tmp_path / "elsewhere" / "mine"
+    assert check.last_cost("06_b", run_dir) is None
+    _done(tmp_path / "outputs" / "small", "06_b", 900, 100)
+    _done(tmp_path / "outputs" / "large", "06_b", 5000, 4000)
+    cost = check.last_cost("06_b", run_dir)
+    assert (cost.run, cost.n_posts, cost.seconds) == ("large", 4000, 7.0)
+    assert cost.memory_gb == pytest.approx(5.24, abs=0.01) and 0 < cost.disk_gb < 1e-4
+    assert cost.grown(8000) == 2 and cost.grown(10) == 1
+    _done(run_dir, "06_b", 300, 50)
+    assert check.last_cost("06_b", run_dir).run == "mine"
+    lines = check._step_lines({"06_b": "not run yet", "07_c": None}, {"06_b": cost, "07_c": None}, 8000)
+    first, second = lines
+    assert "will run: not run yet; took 5.2 GB, 7 s for 4,000 posts (large), here at most 10.5 GB" in first
+    assert second.endswith("up to date; took not known yet")
 
 
 @pytest.fixture
 def checked(tmp_path, monkeypatch, capsys):
     """checked(release folder) -> status and what --check printed."""
     monkeypatch.delenv(CALLED_FROM, raising=False)
+    monkeypatch.setattr(check, "resolve", lambda name: tmp_path / name)  # no other runs
 
     def run(data):
         status = main(
@@ -195,6 +211,7 @@ def test_a_whole_check_runs_nothing(checked, tmp_path, monkeypatch):
     data = Release(tmp_path / "data", images=True).write()
     status, said = checked(data)
     assert status == 0 and "nothing here will make it fail" in said.out
+    assert said.out.count("took not known yet") == 7
     for topic in ("python", "packages", "machine", "device", "output", "data", "images", "01_eda", "07_blend"):
         assert any(line.startswith(topic) for line in said.out.splitlines()), topic
     assert "40 train and 12 test posts, complete and aligned" in said.out and "will run: not run yet" in said.out
@@ -202,6 +219,18 @@ def test_a_whole_check_runs_nothing(checked, tmp_path, monkeypatch):
     monkeypatch.setattr(check, "package_versions", lambda: {})
     status, said = checked(data)
     assert status == 1 and "FAILS: missing: numpy, " in said.out and "1 finding will make the run fail" in said.out
+
+
+def test_a_check_loads_neither_torch_nor_a_booster(tmp_path):
+    data = Release(tmp_path / "data", images=True).write()
+    code = (
+        "import sys; from kit.pipeline.command import main\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "heavy = {'torch', 'torchvision', 'open_clip', 'timm', 'transformers', 'lightgbm', 'catboost'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    arguments = ["--data", str(data), "--out", str(tmp_path / "run"), "--check"]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=PROJECT_ROOT)
 
 
 def test_a_broken_release_is_a_finding(checked, tmp_path):
