@@ -1,0 +1,66 @@
+"""The report shows what is in the run, escaped, with what every step was really made with."""
+
+import pandas as pd
+import pytest
+
+from kit.base.errors import InputError
+from kit.base.files import write_json
+from kit.run.marks import RECORD_KEYS, STAMP_KEYS, done_path
+from kit.viz.report import write_report
+
+FACTS = {"n_train": 1234, "n_test": 5, "synthetic": False}
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    write_json(tmp_path / "release.json", FACTS)
+    return tmp_path
+
+
+def _mark(run_dir, step, made_with, **changes):
+    mark = dict.fromkeys(RECORD_KEYS | STAMP_KEYS, {}) | {
+        "step": step, "seconds": 7.4, "peak_mb": 1500, "finished": "2026-01-02", "by_hand": False,
+        "parameters": {"n": 5, "name": "<b>"}, "packages": {"numpy": "9.9"}, "made_with": made_with,
+    }  # fmt: skip
+    write_json(done_path(run_dir, step), mark | changes)
+
+
+def test_an_empty_run_still_has_a_page(run_dir):
+    page = write_report(run_dir).read_text()
+    assert "1,234</b><span>train posts" in page and "no test part" in page and "synthetic" not in page
+    assert "<h2>" not in page and "Undefined" not in page
+    with pytest.raises(InputError, match="nothing to report"):
+        write_report(run_dir / "..")
+
+
+def test_versions_and_parameters_are_those_of_the_steps(run_dir):
+    """Not those of the environment that writes the page; what was accepted says so at the top."""
+    own = {"parameters": {"n": 5, "name": "<b>"}, "packages": {"numpy": "1.0"}, "kit": "0.1.0"}
+    _mark(run_dir, "01_eda", own)
+    _mark(run_dir, "02_prototypes", own | {"parameters": {"n": 3, "name": "<b>"}})
+    _mark(run_dir, "03_clip_ft", {"parameters": None, "packages": {"numpy": "2.0"}}, by_hand=True)
+    page = write_report(run_dir).read_text()
+    assert "<p>01_eda, 02_prototypes: kit 0.1.0, numpy 1.0</p>" in page and "<p>03_clip_ft: numpy 2.0</p>" in page
+    assert "<b>02_prototypes was accepted as it is:</b> made with n = 3." in page
+    assert "<b>03_clip_ft was accepted as it is:</b> made by hand, with parameters that are not known." in page
+    assert "01_eda was accepted" not in page
+    assert "&#39;&lt;b&gt;&#39;" in page and "1,500</td>" in page and 'href="notebooks/01_eda.ipynb"' in page
+
+
+def test_texts_of_a_run_are_escaped(run_dir):
+    (run_dir / "tables").mkdir()
+    pd.DataFrame({"what": ["<script>"], "train": [1]}).to_csv(run_dir / "tables" / "quality.csv", index=False)
+    write_json(run_dir / "done" / "02_x.left_out.json", {"step": "02_x", "reason": "no <weights>"})
+    page = write_report(run_dir).read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page and "no &lt;weights&gt;" in page
+
+
+def test_the_fusion_stands_at_the_top(run_dir):
+    (run_dir / "tables").mkdir()
+    scores = pd.DataFrame({"scheme": ["user", "user"], "src": [0.5, 0.7], "mae": [1.0, 2.0], "n": [10, 20]})
+    scores.to_csv(run_dir / "tables" / "blend_scores.csv", index=False)
+    (run_dir / "figures").mkdir()
+    (run_dir / "figures" / "figure_1.png").write_bytes(b"picture")
+    page = write_report(run_dir).read_text()
+    assert "0.6000</b><span>SRC of the fusion, ± 0.1414 over folds" in page and "2 by user" in page
+    assert page.count('src="data:image/png;base64,cGljdHVyZQ=="') == 1 and "Words per title" in page
