@@ -66,9 +66,12 @@ def peak_memory_mb(children: bool = False) -> int:
 
 @functools.cache
 def package_versions() -> dict[str, str]:
-    """Installed versions of the packages that requirements.txt names ("missing" where one is not installed)."""
-    versions = {}
-    for line in (PROJECT_ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+    """Installed versions of the packages that requirements.txt names ("missing" where one is not installed).
+
+    Without that file, which a wheel does not hold, none.
+    """
+    path, versions = PROJECT_ROOT / "requirements.txt", {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         if name := re.match(r"[\w.-]+", line):
             try:
                 versions[name[0]] = metadata.version(name[0])

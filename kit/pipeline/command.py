@@ -46,6 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
             signal.signal(getattr(signal, name), _stop)
     try:
         options = _parse(arguments)
+        if not NOTEBOOKS.is_dir():
+            raise InputError(
+                f"there are no notebooks in {NOTEBOOKS}: a wheel holds the package alone. The chain runs from a checkout: "
+                "clone the project and call ./run_all.sh there"
+            )
         if options.test is not None:
             return subprocess.call([sys.executable, "-m", "pytest", *options.test], cwd=PROJECT_ROOT)
         if options.lab:
