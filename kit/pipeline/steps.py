@@ -146,6 +146,14 @@ def clear_kept(run_dir: Path, number: str) -> None:
         shutil.rmtree(run_dir / name, ignore_errors=True)
 
 
+def forget_force(arguments: list[str], number: str) -> None:
+    """Take ``--force number`` out of a command line, so that the same command goes on with what the step keeps from now on."""
+    for index in reversed(range(len(arguments))):
+        name, equals, value = arguments[index].partition("=")
+        if name == "--force" and step_number(value if equals else arguments[index + 1]) == number:
+            del arguments[index : index + (1 if equals else 2)]
+
+
 def step_number(text: str) -> str:
     """ "6", "06" or "06_gbdt_folds" -> "06"."""
     return text.split("_")[0].zfill(2)

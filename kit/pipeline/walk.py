@@ -12,7 +12,7 @@ from kit.base.errors import InputError, StepLeftOut
 from kit.base.paths import shown
 from kit.pipeline import stamps
 from kit.pipeline.notebook import StepFailed, execute
-from kit.pipeline.steps import Step, clear_kept, command_line, read_parameters
+from kit.pipeline.steps import Step, clear_kept, command_line, forget_force, read_parameters
 from kit.run import repair
 from kit.run.marks import done_path, made_otherwise, pending_path, read_mark
 from kit.viz import report
@@ -43,6 +43,7 @@ def walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argument
         n_tried += 1
         if step.number in options.force:
             clear_kept(run_dir, step.number)
+            forget_force(arguments, step.number)
         try:
             mark = _run(step, run_dir, stamp, width)
         except StepLeftOut as why:

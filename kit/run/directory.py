@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -21,7 +19,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import kit
 from kit.base.errors import InputError, StepLeftOut
 from kit.base.files import (
     atomic_path,
@@ -33,12 +30,13 @@ from kit.base.files import (
     write_atomic,
     write_json,
 )
-from kit.base.machine import loaded_versions, package_versions, peak_memory_mb
+from kit.base.machine import loaded_versions
 from kit.base.paths import resolve
-from kit.base.process import HEADLESS, PARAMETERS, WRITE, end_with_runner
+from kit.base.process import HEADLESS, WRITE, end_with_runner
 from kit.run.block import Block
-from kit.run.marks import left_out_path, pending_path, withdraw_marks
+from kit.run.marks import left_out_path, withdraw_marks, write_record
 
+LISTED = 20  # files that a step names at its end
 ABSENT = "absent.json"  # in the folder of a block that could not be made: why
 
 
@@ -255,18 +253,15 @@ class Run:
         if missing := [name for name, path in self._writes.items() if not path.exists()]:
             raise RuntimeError(f"step {self.step} announced files it did not write: {', '.join(missing)}")
         self._remove_left_overs()
-        record = {
-            "step": self.step, "reads": self._reads, "inputs": self._inputs,
-            "writes": {name: fingerprint(path) for name, path in sorted(self._writes.items())},
-            "metrics": metrics, "kernel_s": round(time.perf_counter() - self._started, 1),
-            "peak_mb": peak_memory_mb(), "by_hand": HEADLESS not in os.environ,
-            "made_with": {"parameters": json.loads(os.environ.get(PARAMETERS, "null")), "packages": package_versions(),
-                          "kit": kit.__version__, "python": platform.python_version(), "system": platform.platform()},
-        }  # fmt: skip
-        write_json(pending_path(self.dir, self.step), record)
+        record = write_record(
+            self.dir, self.step, reads=self._reads, inputs=self._inputs, metrics=metrics,
+            writes={name: fingerprint(path) for name, path in sorted(self._writes.items())},
+            kernel_s=round(time.perf_counter() - self._started, 1),
+        )  # fmt: skip
         print(f"{self.step} wrote {len(self._writes)} files under {self.dir.name}/:")
-        for name in _short_listing(list(self._writes)):
-            print(f"  {name}")
+        print("\n".join(f"  {name}" for name in list(self._writes)[:LISTED]))
+        if len(self._writes) > LISTED:
+            print(f"  ... and {len(self._writes) - LISTED} more")
         for name, value in metrics.items():
             print(f"  {name} = {value:.4f}" if isinstance(value, float) else f"  {name} = {value}")
         if record["by_hand"]:
@@ -319,7 +314,3 @@ def _open_matrix(path: Path, shape: tuple[int, int]) -> np.memmap:
         with open(path, "r+b") as handle:
             os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
     return values
-
-
-def _short_listing(names: list[str], limit: int = 20) -> list[str]:
-    return names if len(names) <= limit else [*names[: limit - 1], f"... and {len(names) - limit + 1} more"]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 from pathlib import Path
+from typing import Any
 
-from kit.base.files import read_json
+import kit
+from kit.base.files import read_json, write_json
+from kit.base.machine import package_versions, peak_memory_mb
+from kit.base.process import HEADLESS, PARAMETERS
 
 
 def withdraw_marks(run_dir: Path, step: str) -> set[str]:
@@ -19,6 +25,27 @@ def withdraw_marks(run_dir: Path, step: str) -> set[str]:
         return set(read_json(former)["writes"])
     except (OSError, ValueError, KeyError, TypeError):
         return set()
+
+
+def write_record(run_dir: Path, step: str, **told: Any) -> dict:
+    """Write and return the record a notebook leaves: what it tells of itself, and what it was made with and by whom.
+
+    Args:
+        told: reads, inputs, writes (name -> fingerprint), metrics, kernel_s.
+    """
+    made_with = {
+        "parameters": json.loads(os.environ.get(PARAMETERS, "null")), "packages": package_versions(),
+        "kit": kit.__version__, "python": platform.python_version(), "system": platform.platform(),
+    }  # fmt: skip
+    record = {
+        "step": step,
+        **told,
+        "peak_mb": peak_memory_mb(),
+        "by_hand": HEADLESS not in os.environ,
+        "made_with": made_with,
+    }
+    write_json(pending_path(run_dir, step), record)
+    return record
 
 
 def done_path(run_dir: Path, step: str) -> Path:

@@ -109,6 +109,15 @@ def test_force_computes_again_what_the_step_had_kept(chain):
     assert other.exists()
 
 
+def test_a_forced_step_that_fails_goes_on_without_force(chain, capsys):
+    """The command that goes on must not throw away what was kept since."""
+    assert chain() == 0
+    _notebook(chain.folder, "02_second", READ, "n / 0", "run.finish()")
+    assert chain("--force", "01", "--force=2", "--set", "01.n=3") == 1
+    command = capsys.readouterr().err.splitlines()[-1]
+    assert command.startswith("  go on ") and "--force" not in command and command.endswith("--set 01.n=3")
+
+
 def test_figures_are_redrawn_and_nothing_is_fitted(chain, capsys, tmp_path, monkeypatch):
     fit = 'made = not (run.folder("studies") / "fit").exists()\n(run.folder("studies") / "fit").touch()'
     _notebook(chain.folder, "05_third", "from kit.viz import tables", fit, "run.finish(made=int(made))")
