@@ -12,7 +12,6 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-import joblib
 import psutil
 
 from kit.base.paths import PROJECT_ROOT
@@ -24,6 +23,8 @@ MB_PER_GB = 1024
 
 def usable_cores() -> int:
     """Cores this process may use: affinity and a container's quota count."""
+    import joblib  # loads numpy, which a worker process must not do before it knows its threads
+
     return joblib.cpu_count()
 
 

@@ -54,5 +54,5 @@ def test_cores_are_those_this_process_may_use(monkeypatch):
            "from kit.base.machine import usable_cores; print(usable_cores())"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
-    monkeypatch.setattr(machine.joblib, "cpu_count", lambda: 4)  # as in a container with a quota of 4
+    monkeypatch.setattr("joblib.cpu_count", lambda: 4)  # as in a container with a quota of 4
     assert machine.usable_cores() == 4

@@ -242,7 +242,7 @@ def test_temporary_files_of_the_dead_are_removed(tmp_path):
 class _Letters:
     """A text encoder that counts letters, and how many texts it was given."""
 
-    name, fingerprint, n_seen = "letters", "1", 0
+    name, fingerprint, made_by, n_seen = "letters", "1", "kit.encoders.encoders", 0
     module = torch.nn.Linear(1, 1)
 
     def tokenize(self, texts):
