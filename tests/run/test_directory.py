@@ -250,7 +250,9 @@ def test_asking_for_a_file_is_noted(run):
     assert reads["clip_ft/losses.parquet"] is None and reads["posts.parquet"] is not None
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(arrays(st.sampled_from([np.float16, np.float32]), st.tuples(st.just(52), st.integers(0, 4)),
               elements=st.floats(width=16)))  # fmt: skip
 def test_any_block_comes_back_bit_by_bit(run, values):
