@@ -16,7 +16,7 @@ from kit.base.files import read_json
 from kit.base.machine import package_versions
 from kit.base.paths import PROJECT_ROOT
 from kit.demo.make import make_release
-from kit.encoders.weights import ENCODERS
+from kit.encoders.registry import ENCODERS
 from kit.evaluation.table_one import parse_sets
 from kit.release.smpd import read_release
 from kit.release.taxonomy import read_taxonomy
