@@ -25,7 +25,7 @@ import pytest
 from PIL import Image
 
 from kit.base.errors import InputError
-from kit.boosting.fit import fit_folds
+from kit.boosting.fit import Machine, Training, fit_folds
 from kit.features.statistic import statistic_block
 from kit.pipeline import command
 from kit.release.external import EXTERNAL
@@ -484,7 +484,8 @@ def predict(case: Case, posts: pd.DataFrame) -> None:
             make_folds(posts, 2, "user")
         return
     folds["user"] = make_folds(posts, 2, "user")
-    result = fit_folds(block, posts["label"].to_numpy(), folds["user"], posts, params=LEAVES, rounds=3, n_threads=1)
+    training = Training(params=LEAVES, rounds=3)
+    result = fit_folds(block, posts["label"].to_numpy(), folds["user"], posts, training, Machine(threads=1))
     assert np.isfinite(result.oof[folds["user"] >= 0]).all() and np.isfinite(result.test).all()
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
 import catboost
 import numpy as np
 
-from kit.boosting.data import WIDE, Data, Interrupted
+from kit.boosting.data import WIDE, Data
 from kit.run.matrix import pieces
 
 CATBOOST = {
@@ -32,20 +30,15 @@ class CatBoost:
 
     Args:
         prepared: from ``prepare``.
-        taught, weight, n_threads, stopped: as for ``LightGBM``.
+        taught, weight, n_threads: as for ``LightGBM``.
     """
 
     suffix = ".cbm"
 
-    def __init__(
-        self, prepared: _CatBoostPool, taught: np.ndarray | None, weight: np.ndarray, n_threads: int,
-        stopped: Callable[[], bool] = lambda: False,
-    ):  # fmt: skip
-        self._prepared, self._taught, self._weight, self._stopped = prepared, taught, weight, stopped
+    def __init__(self, prepared: _CatBoostPool, taught: np.ndarray | None, weight: np.ndarray, n_threads: int):
+        self._prepared, self._taught, self._weight = prepared, taught, weight
         self._params = prepared.params | {"thread_count": n_threads}
         self._on_gpu = prepared.params["task_type"] == "GPU"
-        if not self._on_gpu:
-            self._pool = prepared.pool if taught is None else prepared.quantised(taught, n_threads)
 
     @staticmethod
     def settings(params: dict, n_columns: int) -> dict:
@@ -66,35 +59,26 @@ class CatBoost:
         return _CatBoostPool(data, params, n_threads)
 
     def fit(self, rows: np.ndarray, rounds: int, stop_rows: np.ndarray | None = None, patience: int = 0) -> int:
-        """Fits on rows (repeats count); returns the number of trees, the best for stop_rows where given.
-
-        Raises:
-            Interrupted: somebody asked it to stop.
-        """
-        watch = {} if self._on_gpu else {"callbacks": [self]}  # no callbacks there
+        """Fits on rows (repeats count); returns the number of trees, the best for stop_rows where given."""
+        watch = {}
         binned = not self._on_gpu and len(rows) <= len(self._weight)  # no slice is larger than its pool
         rows_of = self._slice if binned else self._unbinned
         if stop_rows is not None:
-            watch |= {
+            watch = {
                 "eval_set": rows_of(stop_rows, np.ones(len(stop_rows))),
                 "early_stopping_rounds": patience,
                 "use_best_model": True,
             }
         self._model = catboost.CatBoostRegressor(**self._params, iterations=rounds)
         self._model.fit(rows_of(rows, self._weight[rows]), **watch)
-        if self._stopped():
-            raise Interrupted
         return self._model.tree_count_
-
-    def after_iteration(self, _: object) -> bool:
-        """Whether CatBoost should go on; it asks after every tree."""
-        return not self._stopped()
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
         """(len(rows),) float64."""
         out = np.empty(len(rows))
         for piece in pieces(len(rows), self._prepared.data.values.shape[1]):
-            out[piece] = self._model.predict(self._prepared.features(rows[piece], self._taught))
+            features = self._prepared.features(rows[piece], self._taught)
+            out[piece] = self._model.predict(features, thread_count=self._params["thread_count"])
         return out
 
     def gain(self) -> np.ndarray:
@@ -108,6 +92,15 @@ class CatBoost:
         """Write the model in CatBoost's binary format."""
         self._model.save_model(str(path))
 
+    def load(self, path: Path) -> CatBoost:
+        """Take over a written model."""
+        self._model = catboost.CatBoostRegressor().load_model(str(path))
+        return self
+
+    @cached_property
+    def _pool(self) -> catboost.Pool:
+        return self._prepared.pool if self._taught is None else self._prepared.quantised(self._taught)
+
     def _slice(self, rows: np.ndarray, weight: np.ndarray) -> catboost.Pool:
         return self._pool.slice(rows).set_weight(weight)
 
@@ -119,22 +112,20 @@ class CatBoost:
 class _CatBoostPool:
     """All posts in CatBoost's shape: numbers first, then codes as words; taught columns are the last numbers."""
 
-    _one_at_a_time = threading.Lock()  # the numbers of all posts are held in float32 until they are quantised
-
     def __init__(self, data: Data, params: dict, n_threads: int):
         self.data, self.params, self._n_threads = data, params, n_threads
 
     @cached_property
     def pool(self) -> catboost.Pool:
         """Without taught columns."""
-        return self.quantised(None, self._n_threads)
+        return self.quantised(None)
 
-    def quantised(self, taught: np.ndarray | None, n_threads: int) -> catboost.Pool:
-        """A pool of all posts, one byte per value."""
-        with self._one_at_a_time:
-            pool = catboost.Pool(self.features(None, taught), np.nan_to_num(self.data.target), thread_count=n_threads)
-            pool.quantize(**{name: self.params[name] for name in QUANTISE if name in self.params})
-            return pool.slice(np.arange(len(self.data.values)))  # shares the bins, and lets go of the float32 numbers
+    def quantised(self, taught: np.ndarray | None) -> catboost.Pool:
+        """A pool of all posts, one byte per value; the numbers are held in float32 until it is made."""
+        target = np.nan_to_num(self.data.target)
+        pool = catboost.Pool(self.features(None, taught), target, thread_count=self._n_threads)
+        pool.quantize(**{name: self.params[name] for name in QUANTISE if name in self.params})
+        return pool.slice(np.arange(len(self.data.values)))  # shares the bins, and lets go of the float32 numbers
 
     def features(self, rows: np.ndarray | None, taught: np.ndarray | None) -> catboost.FeaturesData:
         """Some posts, or all."""

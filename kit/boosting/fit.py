@@ -1,58 +1,82 @@
 """Gradient boosting over folds: out-of-fold and test predictions, scores, importance; each fold is kept on disk.
 
 The scored fold decides nothing. When to stop boosting is decided by authors held out of the *training* side; then the model
-is fitted once more on the whole training side with the number of trees found. Columns taught by labels (`kit.boosting.history`,
-`kit.boosting.ridge`) are made anew for each fold from its training side.
+is fitted once more on the whole training side with the number of trees found. Columns taught by labels (`kit.boosting.taught`)
+are made anew for each fold from its training side, and once more without the labels of the authors who decide when to stop.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits
 
 from kit.base.errors import InputError
+from kit.base.machine import usable_cores
 from kit.base.progress import progress
-from kit.boosting.data import ROWS_PER_THREAD, Data, Interrupted, TrainingSide, some_rows
-from kit.boosting.history import LabelHistory
+from kit.boosting.data import ROWS_PER_THREAD, Data, TrainingSide, some_rows
 from kit.boosting.learners import LEARNERS, device_for
 from kit.boosting.result import FoldResult, collect
-from kit.boosting.ridge import RidgeStack
 from kit.boosting.store import Store
+from kit.boosting.taught import TAUGHT, TaughtColumns
 from kit.run.block import Block
 from kit.run.folds import TEST, fold_rows, inner_holdout
 
 MODELS = tuple(LEARNERS)
-TAUGHT = ("ridge", *LabelHistory.names)  # columns made from labels of the training side, after those of the block
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained.
+
+    Attributes:
+        model: one of MODELS.
+        params: the library's own parameters, on top of the defaults in `kit.boosting.lightgbm` and `kit.boosting.catboost`.
+        rounds: at most so many trees.
+        patience: stop after so many trees without a better MAE on the held-out authors.
+        stop_share: of the training side, held out by author for early stopping; 0 fits exactly `rounds` trees.
+        taught: add the columns TAUGHT, made for each fold from the labels of its training side.
+        final: fit the model on all train posts that predicts the test part; without it `test` is NaN.
+        seed: of sampling and held-out authors.
+    """
+
+    model: str = "lightgbm"
+    params: dict[str, Any] = field(default_factory=dict)
+    rounds: int = 3000
+    patience: int = 100
+    stop_share: float = 0.2
+    taught: bool = True
+    final: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """On what is trained.
+
+    Attributes:
+        threads: of all fits that go on side by side; 0: all cores.
+        device: "cpu", "gpu" or "auto", see `learners.device_for`.
+    """
+
+    threads: int = 0
+    device: str = "auto"
+
+    def threads_of_fit(self, n_posts: int) -> int:
+        """Of few posts a fit cannot use many; the number never depends on what goes on beside it."""
+        return max(1, min(self.threads or usable_cores(), n_posts // ROWS_PER_THREAD))
 
 
 def fit_folds(
-    block: Block,
-    target: np.ndarray,
-    folds: np.ndarray,
-    posts: pd.DataFrame,
-    model: str = "lightgbm",
-    params: dict | None = None,
-    *,
-    rounds: int = 3000,
-    patience: int = 100,
-    weight: np.ndarray | None = None,
-    copies: np.ndarray | None = None,
-    taught: bool = True,
-    final: bool = True,
-    stop_share: float = 0.2,
-    n_threads: int = 2,
-    seed: int = 0,
-    device: str = "auto",
-    out_dir: Path | None = None,
-) -> FoldResult:
+    block: Block, target: np.ndarray, folds: np.ndarray, posts: pd.DataFrame, training: Training = Training(),
+    machine: Machine = Machine(), *, weight: np.ndarray | None = None, copies: np.ndarray | None = None,
+    out_dir: Path | None = None, taught_dir: Path | None = None,
+) -> FoldResult:  # fmt: skip
     """A model per fold, one on all train posts, and what they predict; what is on disk with the same inputs is read back.
 
     Args:
@@ -60,21 +84,15 @@ def fit_folds(
         target: (n_posts,) label, NaN for test posts.
         folds: (n_posts,) from `folds.make_folds`.
         posts: the posts table, for authors, tags, titles and dates.
-        model: one of MODELS.
-        params: the library's own parameters, on top of the defaults in `kit.boosting.learners`.
-        rounds: at most so many trees.
-        patience: stop after so many trees without a better MAE on the held-out authors.
+        training: what is trained.
+        machine: on what; of no consequence for the result but for rounding, and for what a GPU does otherwise.
         weight: (n_posts,) or, one row per fit, (n_folds, n_posts) >= 0: what a post's error counts in training; 0 leaves
             it out. Early stopping and scores are never weighted.
-        copies: as `weight`, whole numbers: how often a post stands in the training side; 0 leaves it out. With `final`,
-            arrays of one row per fit need one row more, for the model on all train posts.
-        taught: add the columns TAUGHT, made for each fold from the labels of its training side.
-        final: fit the model on all train posts that predicts the test part; without it `test` is NaN.
-        stop_share: of the training side, held out by author for early stopping; 0 fits exactly `rounds` trees.
-        n_threads: in all; folds of few posts are fitted side by side and share them.
-        seed: of sampling and held-out authors.
-        device: "cpu", "gpu" or "auto", see `learners.device_for`.
+        copies: as `weight`, whole numbers: how often a post stands in the training side; 0 leaves it out. With
+            `training.final`, arrays of one row per fit need one row more, for the model on all train posts.
         out_dir: where to keep `fold_<k>.npz`, `final.npz`, the models, `oof.npy`, `test.npy` and `scores.json`.
+        taught_dir: where to keep label-taught columns, which are the same for other models of the block; by default in
+            out_dir.
 
     Raises:
         InputError: unknown model, lengths that differ, or missing labels on train posts.
@@ -82,80 +100,56 @@ def fit_folds(
     Source: settings from HyFea, USTC and Alonso; held-out authors because test authors are new.
     """
     target = _checked_target(block, target, folds, posts)
-    if model not in LEARNERS:
-        raise InputError(f"model {model!r} is unknown; choose one of {', '.join(MODELS)}")
+    if training.model not in LEARNERS:
+        raise InputError(f"model {training.model!r} is unknown; choose one of {', '.join(MODELS)}")
     n_folds = int(np.max(folds)) + 1
-    weight = _per_fit("weight", weight, n_folds + final, len(target))
-    copies = _per_fit("copies", copies, n_folds + final, len(target))
-    params = LEARNERS[model].settings(params or {}, len(block.columns))
-    device = device_for(model, device, len(target))
-    settings = {
-        "model": model,
-        "device": device,
-        "params": params,
-        "rounds": rounds,
-        "patience": patience,
-        "stop_share": stop_share,
-        "seed": seed,
-        "taught": taught,
-    }
-    at_once = _at_once(n_folds, n_threads, len(target)) if device == "cpu" else 1
-    fitter = _Fitter(block, target, posts, settings, n_threads, at_once, device, out_dir)
-    text = [
-        pd.util.hash_pandas_object(posts[c], index=False).to_numpy() for c in ("Uid", "Title", "Alltags", "Postdate")
-    ]
-    store = Store(out_dir, settings, block, target, folds, *text)
+    weight = _per_fit("weight", weight, n_folds + training.final, len(target))
+    copies = _per_fit("copies", copies, n_folds + training.final, len(target))
+    device = device_for(training.model, machine.device, len(target))
+    params = LEARNERS[training.model].settings(training.params, len(block.columns))
+    settings = asdict(training) | {"params": params, "device": device}
+    post_hashes = pd.util.hash_pandas_object(posts, index=False).to_numpy()
+    store = Store(out_dir, settings, block, target, folds, post_hashes)
+    teachers = TaughtColumns(
+        block, target, posts, post_hashes, training.seed, taught_dir or (out_dir and out_dir / "taught")
+    )
+    fitter = _Fitter(block, target, posts, training, params, machine.threads_of_fit(len(target)), device, teachers)
 
     def fold(k: int) -> dict:
         train_idx, valid_idx = fold_rows(folds, k)
         side = TrainingSide(train_idx, weight[k], copies[k])
         return store.get(f"fold_{k}", side, lambda: fitter.fit(side, valid_idx))
 
-    parts = _side_by_side(fold, n_folds, fitter, f"{model} folds")
+    parts = [fold(k) for k in progress(range(n_folds), label=f"{training.model} folds", unit="fold")]
     test_idx = np.flatnonzero(folds == TEST)
     test = np.full(len(test_idx), np.nan)
-    if final:
-        fitter.at_once = 1
+    if training.final:
         n_trees = round(np.mean([part["rounds"] for part in parts]))
         side = TrainingSide(np.flatnonzero(folds != TEST), weight[-1], copies[-1])
         test = store.get("final", side, lambda: fitter.fit(side, test_idx, n_trees), n_trees)["prediction"]
-    result = collect(model, fitter.columns, target, folds, parts, test)
+    columns = [*block.columns, *(TAUGHT if training.taught else ())]
+    result = collect(training.model, device, columns, target, folds, parts, test)
     store.finish(result)
     return result
 
 
+@dataclass(frozen=True)
 class _Fitter:
-    """The features, prepared when a first fit needs them, and how one model is fitted on them.
+    """How one model is fitted; what all folds share is made when a first fit needs it."""
 
-    Attributes:
-        columns: names of the block's columns and the taught ones.
-        at_once: how many fits share the threads.
-        cancelled: set to end all fits that are under way.
-    """
-
-    def __init__(
-        self, block: Block, target, posts: pd.DataFrame, settings: dict, n_threads: int, at_once: int, device: str,
-        folder: Path | None,
-    ):  # fmt: skip
-        self._block, self._target, self._posts, self._settings = block, target, posts, settings
-        self.n_threads, self._device, self._folder = n_threads, device, folder
-        self._learner = LEARNERS[settings["model"]]
-        self._preparing = threading.Lock()
-        self.columns = [*block.columns, *(TAUGHT if settings["taught"] else ())]
-        self.at_once, self.cancelled = at_once, threading.Event()
+    block: Block
+    target: np.ndarray
+    posts: pd.DataFrame
+    training: Training
+    params: dict
+    n_threads: int
+    device: str
+    teachers: TaughtColumns
 
     @cached_property
     def _prepared(self) -> object:
-        coded = np.isin(self._block.columns, self._block.categorical)
-        data = Data(self._block.values, coded, self._target)
-        return self._learner.prepare(
-            data, self._settings["params"], self.n_threads, self._settings["seed"], self._device
-        )
-
-    @cached_property
-    def _teachers(self) -> tuple[RidgeStack, LabelHistory]:
-        seed = self._settings["seed"]
-        return RidgeStack(self._block, self._posts, seed, self._folder), LabelHistory(self._posts, seed)
+        prepare = LEARNERS[self.training.model].prepare
+        return prepare(_data(self.block, self.target), self.params, self.n_threads, self.training.seed, self.device)
 
     def fit(self, side: TrainingSide, predict_idx: np.ndarray, n_trees: int | None = None) -> tuple[dict, object]:
         """Predictions for predict_idx, gain, rounds and seconds of a model taught by a training side; and its learner.
@@ -163,64 +157,50 @@ class _Fitter:
         The number of trees is n_trees, or else found on authors of the side that are held out for it.
         """
         rows = some_rows(side.kept(side.rows))
-        with self._preparing:  # once, whichever fit comes first
-            prepared, teachers = self._prepared, self._teachers if self._settings["taught"] else None
         started = time.perf_counter()
-        taught = None
-        if teachers:
-            ridge = teachers[0].column(self._target, rows, side.weight * side.copies)
-            taught = np.column_stack([ridge, teachers[1].columns(self._target, rows)])
-        learner = self._learner(prepared, taught, side.weight, self.n_threads // self.at_once, self.cancelled.is_set)
-        n_trees = n_trees or self._count_trees(learner, side)
+        n_trees = n_trees or self._count_trees(side)
+        learner, name = self._learner(side, rows)
         learner.fit(side.copied(rows), n_trees)
-        part = {"prediction": learner.predict(predict_idx), "gain": learner.gain(), "rounds": n_trees}
+        part = {"prediction": learner.predict(predict_idx), "gain": learner.gain(), "rounds": n_trees, "taught": name}
         return part | {"seconds": time.perf_counter() - started}, learner
 
-    def _count_trees(self, learner, side: TrainingSide) -> int:
+    def _count_trees(self, side: TrainingSide) -> int:
         """The best number of trees for held-out authors, who are the same whatever is left out or copied."""
-        rounds, share = self._settings["rounds"], self._settings["stop_share"]
-        if not share:
-            return rounds
-        fit_idx, stop_idx = (
-            some_rows(side.kept(part)) for part in inner_holdout(self._posts, side.rows, share, self._settings["seed"])
-        )
-        return max(1, learner.fit(side.copied(fit_idx), rounds, stop_idx, self._settings["patience"]))
+        training = self.training
+        if not training.stop_share:
+            return training.rounds
+        parts = inner_holdout(self.posts, side.rows, training.stop_share, training.seed)
+        fit_idx, stop_idx = (some_rows(side.kept(part)) for part in parts)
+        learner, _ = self._learner(side, fit_idx)
+        return max(1, learner.fit(side.copied(fit_idx), training.rounds, stop_idx, training.patience))
+
+    def _learner(self, side: TrainingSide, rows: np.ndarray) -> tuple[Any, str]:
+        """A learner that sees the columns taught by these rows, and the name under which the columns are kept."""
+        prepared, weight = self._prepared, side.weight * side.copies
+        name, taught = self.teachers.columns(rows, weight, self.n_threads) if self.training.taught else ("", None)
+        return LEARNERS[self.training.model](prepared, taught, side.weight, self.n_threads), name
 
 
-def _at_once(n_folds: int, n_threads: int, n_posts: int) -> int:
-    """How many fits share the threads: of few posts a fit cannot use many, of many posts two would share the memory's speed."""
-    each = max(1, min(n_threads, n_posts // ROWS_PER_THREAD))
-    return min(n_folds, n_threads // each)
+def load_fold(block: Block, out_dir: Path, name: str = "final", taught_dir: Path | None = None) -> Any:
+    """A kept model; its ``predict(rows)`` says of any posts what the model says, (len(rows),) float64.
+
+    Args:
+        block: as it was fitted on.
+        out_dir, taught_dir: as given to `fit_folds`.
+        name: "fold_<k>" or "final".
+    """
+    path = next(path for path in (out_dir / f"{name}{LEARNERS[model].suffix}" for model in MODELS) if path.is_file())
+    learner = next(learner for learner in LEARNERS.values() if learner.suffix == path.suffix)
+    with np.load(out_dir / f"{name}.npz") as stored:
+        kept = str(stored["taught"])
+    taught = np.load((taught_dir or out_dir / "taught") / kept) if kept else None
+    n_posts = len(block.values)
+    prepared = learner.prepare(_data(block, np.full(n_posts, np.nan)), {}, 1, 0, "cpu")
+    return learner(prepared, taught, np.ones(n_posts), 1).load(path)
 
 
-def _side_by_side(fold: Callable[[int], dict], n_folds: int, fitter: _Fitter, label: str) -> list[dict]:
-    """What `fold` returns for each fold; where one fails or somebody interrupts, those under way are ended, too."""
-    if fitter.at_once == 1:
-        return [fold(k) for k in progress(range(n_folds), label=label, unit="fold")]
-
-    def guarded(k: int) -> dict:
-        if fitter.cancelled.is_set():
-            raise Interrupted
-        try:
-            return fold(k)
-        except BaseException:
-            fitter.cancelled.set()
-            raise
-
-    blas_threads = max(1, fitter.n_threads // fitter.at_once)
-    with (
-        ThreadPoolExecutor(fitter.at_once) as pool,
-        threadpool_limits(blas_threads, "blas"),
-    ):
-        parts = [pool.submit(guarded, k) for k in range(n_folds)]
-        try:
-            for part in progress(as_completed(parts), n_folds, label=label, unit="fold"):
-                if not isinstance(part.exception(), Interrupted):  # that is told by the one that failed
-                    part.result()
-        except BaseException:
-            fitter.cancelled.set()
-            raise
-        return [part.result() for part in parts]
+def _data(block: Block, target: np.ndarray) -> Data:
+    return Data(block.values, np.isin(block.columns, block.categorical), target)
 
 
 def _checked_target(block: Block, target: np.ndarray, folds: np.ndarray, posts: pd.DataFrame) -> np.ndarray:

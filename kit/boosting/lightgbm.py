@@ -8,13 +8,12 @@ of the rows or more, bundles columns that conflict, and loses values. So each fi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import lightgbm
 import numpy as np
 
-from kit.boosting.data import ROWS_PER_THREAD, WIDE, Data, Interrupted
+from kit.boosting.data import WIDE, Data
 from kit.run.matrix import piece_rows, pieces
 
 BIN_ROWS = 10_000, 50_000  # posts on which LightGBM finds bins: at least, at most
@@ -66,17 +65,13 @@ class LightGBM:
         taught: (n_posts, t) float32 columns of this training side, or None.
         weight: (n_posts,) >= 0.
         n_threads: of every fit.
-        stopped: asked after every tree; true ends the fit with ``Interrupted``.
     """
 
     suffix = ".txt"
 
-    def __init__(
-        self, prepared: tuple[Data, dict], taught: np.ndarray | None, weight: np.ndarray, n_threads: int,
-        stopped: Callable[[], bool] = lambda: False,
-    ):  # fmt: skip
-        (self._data, params), self._taught, self._weight, self._stopped = prepared, taught, weight, stopped
-        self._params = params | {"num_threads": max(1, min(n_threads, len(weight) // ROWS_PER_THREAD))}
+    def __init__(self, prepared: tuple[Data, dict], taught: np.ndarray | None, weight: np.ndarray, n_threads: int):
+        (self._data, params), self._taught, self._weight = prepared, taught, weight
+        self._params = params | {"num_threads": n_threads}
 
     @staticmethod
     def settings(params: dict, n_columns: int) -> dict:
@@ -92,17 +87,14 @@ class LightGBM:
         return data, {"bin_construct_sample_cnt": int(n_rows)} | params | fixed
 
     def fit(self, rows: np.ndarray, rounds: int, stop_rows: np.ndarray | None = None, patience: int = 0) -> int:
-        """Fits on rows (ascending, repeats count); returns the number of trees, the best for stop_rows where given.
-
-        Raises:
-            Interrupted: somebody asked it to stop.
-        """
-        watch, callbacks = {}, [self._look_up]
-        taught_by = self._dataset(rows, self._weight[rows])
+        """Fits on rows (ascending, repeats count); returns the number of trees, the best for stop_rows where given."""
+        watch, taught_by = {}, self._dataset(rows, self._weight[rows])
         if stop_rows is not None:
-            watch = {"valid_sets": [self._dataset(stop_rows, None, taught_by)]}
-            callbacks.append(lightgbm.early_stopping(patience, first_metric_only=True, verbose=False))
-        self._booster = lightgbm.train(self._params, taught_by, rounds, callbacks=callbacks, **watch)
+            stop = lightgbm.early_stopping(patience, first_metric_only=True, verbose=False)
+            watched = self._dataset(stop_rows, None, taught_by).construct()
+            watched.set_field("weight", None)  # made after one with weights, it has got weights of zero
+            watch = {"valid_sets": [watched], "callbacks": [stop]}
+        self._booster = lightgbm.train(self._params, taught_by, rounds, **watch)
         return self._booster.best_iteration if stop_rows is not None else rounds
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
@@ -120,6 +112,11 @@ class LightGBM:
         """Write the model in LightGBM's text format."""
         self._booster.save_model(str(path))
 
+    def load(self, path: Path) -> LightGBM:
+        """Take over a written model."""
+        self._booster = lightgbm.Booster(model_file=str(path))
+        return self
+
     def _dataset(
         self, rows: np.ndarray, weight: np.ndarray | None, reference: lightgbm.Dataset | None = None
     ) -> lightgbm.Dataset:
@@ -127,7 +124,3 @@ class LightGBM:
             _Rows(self._data, self._taught, rows), self._data.target[rows], weight=weight, reference=reference,
             params=self._params, categorical_feature=np.flatnonzero(self._data.coded).tolist(),
         )  # fmt: skip
-
-    def _look_up(self, _: object) -> None:
-        if self._stopped():
-            raise Interrupted

@@ -20,7 +20,7 @@ class FoldResult:
         model: its name.
         oof: (n_posts,) float64, NaN where a post is scored in no fold (test posts, TRAIN_ONLY posts).
         test: (n_test,) float64 in the order of the test posts, from a model fitted on all train posts.
-        scores: one row per fold: fold, n, src, mae, rounds, seconds.
+        scores: one row per fold: fold, n, src, mae, rounds, device, seconds.
         importance: column, gain (share of the total, mean over fits), largest first.
     """
 
@@ -40,7 +40,10 @@ class FoldResult:
         }
 
 
-def collect(model: str, columns: list[str], target, folds, parts: list[dict], test: np.ndarray) -> FoldResult:
+def collect(
+    model: str, device: str, columns: list[str], target: np.ndarray, folds: np.ndarray, parts: list[dict], test: np.ndarray
+) -> FoldResult:  # fmt: skip
+    """The result of the fits of all folds."""
     oof = np.full(len(target), np.nan)
     scores = []
     for k, part in enumerate(parts):
@@ -53,6 +56,7 @@ def collect(model: str, columns: list[str], target, folds, parts: list[dict], te
                 "src": src(target[valid_idx], oof[valid_idx]),
                 "mae": mae(target[valid_idx], oof[valid_idx]),
                 "rounds": int(part["rounds"]),
+                "device": device,
                 "seconds": round(float(part["seconds"]), 2),
             }
         )
@@ -62,7 +66,7 @@ def collect(model: str, columns: list[str], target, folds, parts: list[dict], te
 
 
 def score_table(results: Mapping[tuple[str, str, str], FoldResult]) -> pd.DataFrame:
-    """scheme, features, model, fold, n, src, mae, rounds, seconds: one row per fold of every fit."""
+    """scheme, features, model, fold, n, src, mae, rounds, device, seconds: one row per fold of every fit."""
     names = ["scheme", "features", "model"]
     tables = [result.scores.assign(**dict(zip(names, key, strict=True))) for key, result in results.items()]
     table = pd.concat(tables, ignore_index=True)

@@ -1,4 +1,4 @@
-"""Finished fits in a folder, each with a hash of all it depends on."""
+"""Finished fits in a folder, each with a hash of all it depends on, code and library versions included."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import catboost
 import lightgbm
 import numpy as np
 
+from kit.base.code import code_of
 from kit.base.files import atomic_path, write_json
 from kit.boosting.data import TrainingSide
 from kit.boosting.result import FoldResult
@@ -24,15 +25,16 @@ class Store:
     def __init__(self, out_dir: Path | None, settings: dict, block: Block, *arrays: np.ndarray):
         self._dir = Path(out_dir) if out_dir else None
         if self._dir:
-            described = {**settings, "columns": block.columns, "categorical": block.categorical, "values": block.digest}
-            self._key = _hash(described, *arrays)
+            described = {**settings, "code": code_of("kit.boosting.fit"), "columns": block.columns,
+                         "categorical": block.categorical, "values": block.digest}  # fmt: skip
+            self._key = hash_inputs(described, *arrays)
 
     def get(
         self, name: str, side: TrainingSide, fit: Callable[[], tuple[dict, Any]], n_trees: int | None = None
     ) -> dict:
         """The numbers of a fit: read back where its key fits, else made by ``fit`` and kept, the model first."""
         path = self._dir / f"{name}.npz" if self._dir else None
-        key = f"{self._key} {_hash({}, side.rows, side.weight, side.copies)} {n_trees}" if path else ""
+        key = f"{self._key} {hash_inputs({}, side.rows, side.weight, side.copies)} {n_trees}" if path else ""
         if path and path.exists():
             with np.load(path) as stored:
                 if str(stored["key"]) == key:
@@ -56,7 +58,7 @@ class Store:
         write_json(self._dir / "scores.json", records)
 
 
-def _hash(settings: dict, *arrays: np.ndarray) -> str:
+def hash_inputs(settings: dict, *arrays: np.ndarray) -> str:
     """A hash of everything a fit depends on, library versions included."""
     versions = {"lightgbm": lightgbm.__version__, "catboost": catboost.__version__}
     hasher = hashlib.blake2b(json.dumps([settings, versions], sort_keys=True, default=str).encode(), digest_size=16)

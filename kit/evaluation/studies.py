@@ -1,7 +1,8 @@
 """The paper's two experiments on training posts: more weight for the popular tail, and fewer posts chosen by loss.
 
 Both train the same booster again and again on the same folds and change nothing but who teaches it, inside the training
-side of each fold. ``fit`` is `gbdt.fit_folds` with everything bound but ``weight``, ``copies``, ``seed`` and ``out_dir``.
+side of each fold. ``fit`` is `boosting.tasks.variants_of` some training: it takes all variants at once, each as its weight or
+copies, seed and out_dir, so that they can be fitted side by side.
 """
 
 from __future__ import annotations
@@ -9,19 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from kit.base.errors import InputError
 from kit.base.metrics import error_buckets, mae, src
-from kit.base.progress import progress
 from kit.boosting import sampling
 from kit.boosting.result import FoldResult
 from kit.evaluation.bootstrap import paired_difference
 from kit.run.folds import fold_rows
 
-Fit = Callable[..., FoldResult]
+Fit = Callable[[dict[Any, dict[str, Any]]], dict[Any, FoldResult]]
 PLAIN = "plain"
 N_BUCKETS = 8  # of the label range, for errors by popularity
 PAPER_RATIO, PAPER_LOSS = 0.77, 0.01  # "using only 77 % ... less than 1 % degradation"
@@ -75,15 +76,19 @@ def tail_study(
     for k in factors:
         makers[f"weight x{k}"] = {"weight": lambda rows, k=k: sampling.tail_weights(target, rows, k, given)}
     makers["LDS"] = {"weight": lambda rows: sampling.lds_weights(target[rows])}
+    per_fit = {name: {key: per_fold(folds, maker) for key, maker in how.items()} for name, how in makers.items()}
+    found = fit({
+        (name, seed): per_fit[name] | {"seed": seed, "out_dir": _place(folder, "tail", name, seed)}
+        for name in makers for seed in seeds
+    })  # fmt: skip
     rows, buckets, oof = [], [], {}
-    for name in progress(list(makers), label="tail variants", unit="variant"):
-        per_fit = {key: per_fold(folds, maker) for key, maker in makers[name].items()}
-        results = [fit(**per_fit, seed=seed, out_dir=_place(folder, "tail", name, seed)) for seed in seeds]
+    for name in makers:
+        results = [found[name, seed] for seed in seeds]
         oof[name] = np.stack([result.oof for result in results])
         rows.append({"variant": name, **_tail_scores(results, target, scored, limit)})
         rows[-1] |= _against(target, oof[PLAIN], oof[name], authors, scored)
-        found = error_buckets(np.tile(target[scored], len(seeds)), oof[name][:, scored].ravel(), N_BUCKETS)
-        buckets.append(found[found["n"] > 0].assign(variant=name, n=lambda table: table["n"] // len(seeds)))
+        errors = error_buckets(np.tile(target[scored], len(seeds)), oof[name][:, scored].ravel(), N_BUCKETS)
+        buckets.append(errors[errors["n"] > 0].assign(variant=name, n=lambda table: table["n"] // len(seeds)))
     table = pd.DataFrame(rows).assign(threshold=limit, seeds=len(seeds))
     return TailStudy(limit, table, pd.concat(buckets, ignore_index=True), oof)
 
@@ -115,14 +120,16 @@ def selection_study(
     shares = sorted({float(ratio) for ratio in ratios if ratio < 1}, reverse=True)
     cells += [(ratio, side, scope) for scope in SCOPES for side in sampling.SIDES for ratio in shares]
     cells = [cell for cell in cells if cell[1:] != ("random", SCOPES[1])]  # random is random: one control is enough
+    found = fit({
+        (ratio, side, scope, seed): {
+            "copies": selected(loss, folds, ratio, side, groups if scope == SCOPES[1] else None, seed), "seed": seed,
+            "out_dir": _place(folder, f"selection/{side}_{scope}".replace(" ", "_"), f"{ratio:g}", seed),
+        }
+        for ratio, side, scope in cells for seed in seeds
+    })  # fmt: skip
     rows = []
-    for ratio, side, scope in progress(cells, label="selections", unit="selection"):
-        keys = groups if scope == SCOPES[1] else None
-        results = [
-            fit(copies=selected(loss, folds, ratio, side, keys, seed), seed=seed,
-                out_dir=_place(folder, f"selection/{side}_{scope}".replace(" ", "_"), f"{ratio:g}", seed))
-            for seed in seeds
-        ]  # fmt: skip
+    for ratio, side, scope in cells:
+        results = [found[ratio, side, scope, seed] for seed in seeds]
         rows.append({"ratio": ratio, "side": side, "scope": scope, **_seed_scores(results)})
         rows[-1]["n_taught"] = round(ratio * np.mean([len(fold_rows(folds, k)[0]) for k in range(folds.max() + 1)]))
     return pd.DataFrame(rows).assign(seeds=len(seeds))
@@ -131,7 +138,7 @@ def selection_study(
 def selected(
     loss: np.ndarray, folds: np.ndarray, ratio: float, side: str, groups: np.ndarray | None = None, seed: int = 0
 ) -> np.ndarray:
-    """(n_folds, n_posts) of 0 and 1: which posts of each fold's training side `sampling.select_by_loss` keeps."""
+    """(n_folds, n_posts) bool: which posts of each fold's training side `sampling.select_by_loss` keeps."""
     how = "lowest" if side == "all" else side
 
     def kept(rows: np.ndarray) -> np.ndarray:
@@ -141,11 +148,12 @@ def selected(
 
 
 def per_fold(folds: np.ndarray, maker: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """(n_folds, n_posts) float64: maker(rows) for the rows of each training side, 0 for every other post."""
-    out = np.zeros((int(folds.max()) + 1, len(folds)))
-    for k in range(len(out)):
-        rows, _ = fold_rows(folds, k)
-        out[k, rows] = maker(rows)
+    """(n_folds, n_posts): maker(rows) for the rows of each training side, 0 for every other post."""
+    sides = [fold_rows(folds, k)[0] for k in range(int(folds.max()) + 1)]
+    made = [maker(rows) for rows in sides]
+    out = np.zeros((len(sides), len(folds)), dtype=made[0].dtype)
+    for k, rows in enumerate(sides):
+        out[k, rows] = made[k]
     return out
 
 
@@ -188,7 +196,8 @@ def read_selection(table: pd.DataFrame, ratio: float = PAPER_RATIO) -> str:
 
 
 def _copies(target: np.ndarray, rows: np.ndarray, factor: int, threshold: float | None) -> np.ndarray:
-    return np.bincount(sampling.oversample_tail(target, rows, factor, threshold), minlength=len(target))[rows]
+    counts = np.bincount(sampling.oversample_tail(target, rows, factor, threshold), minlength=len(target))
+    return counts[rows].astype(np.uint16)  # one array per variant waits for its fit
 
 
 def _tail_scores(results: list[FoldResult], target: np.ndarray, scored: np.ndarray, limit: float) -> dict[str, float]:

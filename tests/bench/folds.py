@@ -19,7 +19,7 @@ import pandas as pd
 
 from kit.base.files import atomic_path
 from kit.base.metrics import mae, src
-from kit.boosting.fit import fit_folds
+from kit.boosting.fit import Machine, Training, fit_folds
 from kit.boosting.learners import LEARNERS
 from kit.features.behaviour import behaviour_block
 from kit.features.statistic import statistic_block
@@ -64,8 +64,8 @@ def ours(model: str, folder: Path, n: int) -> Task:
             for path in _blocks(folder, n)
         ]
         result = fit_folds(
-            join_blocks(blocks), target, folds, posts, model, rounds=ROUNDS, patience=PATIENCE, taught=False, final=False,
-            stop_share=STOP_SHARE, n_threads=n_threads(), seed=SEED,
+            join_blocks(blocks), target, folds, posts,
+            Training(model, {}, ROUNDS, PATIENCE, STOP_SHARE, taught=False, final=False, seed=SEED), Machine(n_threads()),
         )  # fmt: skip
         return result.oof
 

@@ -1,7 +1,10 @@
 """Boosting over folds: no leak, nothing stale, and the numbers in their places."""
 
 import json
-import threading
+import os
+import shutil
+import subprocess
+import sys
 
 import lightgbm
 import numpy as np
@@ -9,11 +12,13 @@ import pytest
 
 from kit.base.errors import InputError
 from kit.base.metrics import mae, src
+from kit.base.paths import PROJECT_ROOT
 from kit.boosting import learners
 from kit.boosting import lightgbm as lightgbm_learner
-from kit.boosting.data import Data, Interrupted
-from kit.boosting.fit import MODELS, TAUGHT, _Fitter, fit_folds
+from kit.boosting.data import Data
+from kit.boosting.fit import MODELS, TAUGHT, Machine, Training, _Fitter, fit_folds, load_fold
 from kit.boosting.learners import LEARNERS
+from kit.boosting.taught import TaughtColumns
 from kit.run import matrix
 from kit.run.block import Block
 from kit.run.folds import TEST, TRAIN_ONLY, fold_rows, make_folds
@@ -24,13 +29,16 @@ TARGET = POSTS["label"].to_numpy()
 BLOCK = tiny_block(POSTS)
 FOLDS = make_folds(POSTS, 3, "user")
 SCORED = FOLDS >= 0
-LEAN = {"rounds": 40, "patience": 10, "n_threads": 1}
+ONE = Machine(threads=1)
+LEAN = {"rounds": 40, "patience": 10}
 FAST = {"lightgbm": {"learning_rate": 0.15}, "catboost": {"learning_rate": 0.15, "depth": 4}}
 
 
-def fit(model="lightgbm", target=TARGET, folds=FOLDS, block=BLOCK, **options):
-    params = FAST[model] | options.pop("params", {})
-    return fit_folds(block, target, folds, POSTS, model, params, **LEAN | options)
+def fit(model="lightgbm", target=TARGET, folds=FOLDS, block=BLOCK, posts=POSTS, params=None, machine=ONE, **options):
+    """`fit_folds`, whose options are those of Training or its own."""
+    params = FAST.get(model, {}) | (params or {})
+    own = {name: options.pop(name) for name in ("weight", "copies", "out_dir", "taught_dir") if name in options}
+    return fit_folds(block, target, folds, posts, Training(model, params, **LEAN | options), machine, **own)
 
 
 def spied_fits(monkeypatch):
@@ -86,50 +94,6 @@ def test_labels_of_the_scored_fold_change_nothing_in_it(model, scheme):
     assert not np.array_equal(before.test, after.test)
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("taught", [True, False])
-def test_folds_side_by_side_give_what_they_give_in_turn(model, taught):
-    """Taught columns, weights and copies of one fold must not reach another."""
-    each = {"copies": np.random.default_rng(0).integers(0, 3, size=(4, len(POSTS))), "taught": taught}
-    one, two = (fit(model, n_threads=n, **each) for n in (1, 3))
-    assert np.array_equal(one.oof, two.oof, equal_nan=True) and np.array_equal(one.test, two.test)
-    assert one.importance.equals(two.importance)
-
-
-def test_a_fold_that_fails_ends_the_others(monkeypatch):
-    started, ended = [], []
-    both = threading.Barrier(2)
-
-    class Failing(LEARNERS["lightgbm"]):
-        def fit(self, rows, rounds, stop_rows=None, patience=0):
-            started.append(len(rows))
-            if both.wait(20) == 0:  # one of two fits that run at the same time
-                raise ZeroDivisionError("this one")
-            try:
-                return super().fit(rows, 10**6, stop_rows, 10**6)
-            except Interrupted:
-                ended.append(len(rows))
-                raise
-
-    monkeypatch.setitem(LEARNERS, "lightgbm", Failing)
-    with pytest.raises(ZeroDivisionError, match="this one"):
-        fit(n_threads=2, taught=False)
-    assert len(started) == 2 and len(ended) == 1  # the third never began
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_a_fit_can_be_stopped(model):
-    posts = len(BLOCK.values)
-    data = Data(BLOCK.values, np.isin(BLOCK.columns, BLOCK.categorical), TARGET)
-    learner = LEARNERS[model]
-    prepared = learner.prepare(data, learner.settings({}, len(BLOCK.columns)), 1, 0, "cpu")
-    asked = []
-    with pytest.raises(Interrupted):
-        learner(prepared, None, np.ones(posts), 1, lambda: asked.append(0) or len(asked) > 3).fit(
-            np.flatnonzero(SCORED), 10**6
-        )
-
-
 def test_bins_of_many_posts_are_found_on_some_and_filled_by_pieces(monkeypatch):
     """With as many sampled posts as there are, and with few, the same things are learnt."""
     whole = fit(taught=True)
@@ -154,9 +118,9 @@ def test_where_a_model_is_fitted(monkeypatch, model, asked, n_gpus, n_posts, exp
 def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(learners, "gpu_names", list)
     with pytest.raises(InputError, match="CatBoost finds none"):
-        fit("catboost", device="gpu")
+        fit("catboost", machine=Machine(device="gpu"))
     with pytest.raises(InputError, match="expected one of auto, cpu, gpu"):
-        fit(device="cuda")
+        fit(machine=Machine(device="cuda"))
 
 
 def test_shuffled_labels_cannot_be_predicted():
@@ -238,9 +202,7 @@ def test_results_are_on_disk(tmp_path):
 
 def test_a_release_without_test_posts():
     posts = POSTS[SCORED].reset_index(drop=True)
-    result = fit_folds(
-        tiny_block(posts), TARGET[SCORED], make_folds(posts, 2, "user"), posts, params=FAST["lightgbm"], **LEAN
-    )
+    result = fit(target=TARGET[SCORED], folds=make_folds(posts, 2, "user"), block=tiny_block(posts), posts=posts)
     assert result.test.shape == (0,) and np.isfinite(result.oof).all()
 
 
@@ -253,7 +215,7 @@ def test_a_release_without_test_posts():
 ])  # fmt: skip
 def test_mistakes_are_named(change, message):
     with pytest.raises(InputError, match=message):
-        fit_folds(**{"block": BLOCK, "target": TARGET, "folds": FOLDS, "posts": POSTS, **LEAN} | change)
+        fit(**change)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -263,19 +225,16 @@ def test_a_missing_code_is_a_category_of_its_own(model, capfd):
     values[::4, 0] = -1
     target = np.where(FOLDS == TEST, np.nan, 5.0 + 3 * (values[:, 0] == -1))
     block = Block("codes", values, ["category_code", "noise"], ["category_code"])
-    result = fit_folds(
-        block, target, FOLDS, POSTS, model, FAST[model], taught=False, stop_share=0, rounds=60, n_threads=1
-    )
+    result = fit(model, target, block=block, taught=False, stop_share=0, rounds=60)
     assert mae(target[SCORED], result.oof[SCORED]) < 0.4  # 0.75 for those who do not see it
     assert "Warning" not in "".join(capfd.readouterr())
 
 
-@pytest.mark.parametrize("n_threads", [1, 3])
-def test_boosters_are_silent(capfd, recwarn, n_threads):
+def test_boosters_are_silent(capfd, recwarn):
     """LightGBM warns of datasets without raw data, and of columns with more codes than bins."""
     values = BLOCK.values.copy()
     values[:, 2] = np.arange(len(values)) % 200
-    fit(block=Block("codes", values, BLOCK.columns, BLOCK.categorical), params={"max_bin": 15}, n_threads=n_threads)
+    fit(block=Block("codes", values, BLOCK.columns, BLOCK.categorical), params={"max_bin": 15})
     assert capfd.readouterr() == ("", "") and not [str(w.message) for w in recwarn.list]
 
 
@@ -297,9 +256,9 @@ def test_copies_pull_predictions_as_weights_do():
              "min_sum_hessian_in_leaf": 1e-9}  # fmt: skip
     heavy = np.where(TARGET > np.nanquantile(TARGET, 0.9), 3, 1)
     block = Block("numbers", BLOCK.values, BLOCK.columns)
-    options = {"taught": False, "stop_share": 0.0, "n_threads": 1, "rounds": 20}
+    training = Training(params=plain, taught=False, stop_share=0, rounds=20)
     one, two, base = (
-        fit_folds(block, TARGET, FOLDS, POSTS, params=plain, **options, **which)
+        fit_folds(block, TARGET, FOLDS, POSTS, training, ONE, **which)
         for which in ({"copies": heavy}, {"weight": heavy.astype(float)}, {})
     )
     apart = [np.abs(one.oof - other.oof)[SCORED].mean() for other in (two, base)]
@@ -323,6 +282,14 @@ def test_early_stopping_is_not_weighted(monkeypatch):
         assert len(np.unique(stop_rows)) == len(stop_rows) and len(rows) == 3 * len(np.unique(rows))
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_early_stopping_sees_every_held_out_post_once_whatever_the_weights(model):
+    """LightGBM gives a dataset made after one with weights weights of zero, and stops at once."""
+    weight = np.where(np.arange(len(POSTS)) % 5, 1.0, 1.001)
+    plain, weighted = fit(model, final=False), fit(model, final=False, weight=weight)
+    assert weighted.scores["rounds"].min() > 5 and abs(weighted.summary()["mae"] - plain.summary()["mae"]) < 0.05
+
+
 def test_without_the_final_model_the_test_part_is_not_predicted():
     full, lean = fit(), fit(final=False)
     assert np.array_equal(full.oof, lean.oof, equal_nan=True) and np.isnan(lean.test).all()
@@ -343,8 +310,8 @@ def test_rows_with_more_values_than_the_whole_lets_expect():
     target = values[:, 0] + rng.standard_normal(len(values))
     folds = np.r_[np.full(8_000, TRAIN_ONLY), np.arange(8_000) // 1_600]
     posts = tiny_posts(len(values), 0)
-    options = {"taught": False, "final": False, "stop_share": 0, "rounds": 20, "n_threads": 1}
-    result = fit_folds(Block("sparse", values, [f"x{i}" for i in range(20)]), target, folds, posts, **options)
+    training = Training(taught=False, final=False, stop_share=0, rounds=20)
+    result = fit_folds(Block("sparse", values, [f"x{i}" for i in range(20)]), target, folds, posts, training)
     learner = LEARNERS["lightgbm"]
     _, params = learner.prepare(Data(values, np.zeros(20, bool), target), learner.settings({}, 20), 1, 0, "cpu")
     for k in range(5):
@@ -360,8 +327,73 @@ def test_columns_that_mostly_hold_one_value_are_not_bundled():
     block = Block("two", (2 + two * [1, -1]).astype(np.float32), ["up", "down"])
     target, posts = two[:, 0] + 2.0 * two[:, 1], tiny_posts(2_000, 0)
     params = {"extra_trees": False, "feature_fraction": 1, "bagging_fraction": 1, "lambda_l2": 0, "learning_rate": 0.5}
-    result = fit_folds(
-        block, target, make_folds(posts, 2, "user"), posts, params=params, taught=False, final=False, stop_share=0, rounds=60,
-        n_threads=1,
-    )  # fmt: skip
+    training = Training(params=params, taught=False, final=False, stop_share=0, rounds=60)
+    result = fit_folds(block, target, make_folds(posts, 2, "user"), posts, training, ONE)
     assert np.abs(result.oof - target).max() < 1e-3
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("taught", [True, False])
+def test_a_kept_model_predicts_what_it_predicted(model, taught, tmp_path):
+    result = fit(model, out_dir=tmp_path / model, taught_dir=tmp_path / "taught", taught=taught)
+    test_idx = np.flatnonzero(FOLDS == TEST)
+    assert np.array_equal(
+        load_fold(BLOCK, tmp_path / model, taught_dir=tmp_path / "taught").predict(test_idx), result.test
+    )
+    valid_idx = np.flatnonzero(FOLDS == 1)
+    again = load_fold(BLOCK, tmp_path / model, "fold_1", tmp_path / "taught")
+    assert np.array_equal(again.predict(valid_idx), result.oof[valid_idx])
+
+
+def test_taught_columns_are_made_once_for_all_models(tmp_path, monkeypatch):
+    made = []
+    make = TaughtColumns._made
+    monkeypatch.setattr(TaughtColumns, "_made", lambda self, *a: made.append(a[0]) or make(self, *a))
+    plain = fit("catboost")
+    assert len(made) == 7  # without a folder: to count trees and to fit in each of 3 folds, and for the last model
+    made.clear()
+    for model in MODELS:
+        kept = fit(model, out_dir=tmp_path / model, taught_dir=tmp_path / "taught")
+    assert len(made) == 7 == len(list((tmp_path / "taught").iterdir()))
+    assert np.array_equal(plain.oof, kept.oof, equal_nan=True) and np.array_equal(plain.test, kept.test)
+    fit("catboost", target=TARGET + 1, out_dir=tmp_path / "catboost", taught_dir=tmp_path / "taught")
+    assert len(made) == 14  # other labels, other columns
+
+
+def test_who_decides_when_to_stop_has_taught_nothing(monkeypatch):
+    """Labels of the authors held out for early stopping change none of the columns that the trees are counted with."""
+    seen = []
+    make = TaughtColumns._made
+    monkeypatch.setattr(TaughtColumns, "_made", lambda self, *a: seen.append((a[0], make(self, *a))) or seen[-1][1])
+    fit(final=False)
+    (fit_idx, before), (train_idx, _) = seen[:2]
+    assert set(fit_idx) < set(train_idx) == set(fold_rows(FOLDS, 0)[0])
+    held_out = np.setdiff1d(train_idx, fit_idx)
+    seen.clear()
+    fit(final=False, target=np.where(np.isin(np.arange(len(TARGET)), held_out), TARGET + 5, TARGET))
+    assert np.array_equal(seen[0][1], before, equal_nan=True)
+
+
+def test_scores_tell_the_device():
+    assert set(fit().scores["device"]) == {"cpu"}
+
+
+def test_edited_code_fits_again(tmp_path):
+    """Kept fits of one folder, read back by the same code and made anew by other code."""
+    shutil.copytree(PROJECT_ROOT / "kit", tmp_path / "kit", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PROJECT_ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT_ROOT / "requirements.txt", tmp_path)
+    code = "import sys; from pathlib import Path; from tests.boosting.test_fit import *\nfit(rounds=5, out_dir=Path('out'))"
+
+    def oof():
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, check=True, env=os.environ | {"PYTHONPATH": str(tmp_path)}
+        )
+        return np.load(tmp_path / "out/oof.npy"), (tmp_path / "out/fold_0.npz").stat().st_mtime_ns
+
+    first, again = oof(), oof()
+    assert np.array_equal(first[0], again[0], equal_nan=True) and first[1] == again[1]
+    history = tmp_path / "kit/boosting/history.py"
+    history.write_text(history.read_text().replace("PRIOR_POSTS = 2.0", "PRIOR_POSTS = 50.0"))
+    edited = oof()
+    assert not np.array_equal(first[0], edited[0], equal_nan=True) and edited[1] > again[1]

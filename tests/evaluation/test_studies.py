@@ -1,6 +1,6 @@
 """The two experiments: only training rows change, the controls are there, and the readings follow the numbers."""
 
-import functools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ import pytest
 from kit.base.errors import InputError
 from kit.base.metrics import error_buckets, mae
 from kit.boosting import sampling
-from kit.boosting.fit import fit_folds
+from kit.boosting.fit import Machine, Training, fit_folds
 from kit.boosting.result import FoldResult
 from kit.evaluation import studies
 from kit.run.folds import fold_rows, make_folds
@@ -20,16 +20,26 @@ TARGET, AUTHORS = POSTS["label"].to_numpy(), POSTS["Uid"].to_numpy()
 BLOCK, FOLDS = tiny_block(POSTS), make_folds(POSTS, 3, "user")
 SCORED = FOLDS >= 0
 GROUPS = POSTS["Subcategory"].astype(str).to_numpy()
-FIT = functools.partial(
-    fit_folds, BLOCK, TARGET, FOLDS, POSTS, "lightgbm", {"learning_rate": 0.15}, rounds=30, patience=10, taught=False,
-    final=False, n_threads=1,
-)  # fmt: skip
+TRAINING = Training("lightgbm", {"learning_rate": 0.15}, rounds=30, patience=10, taught=False, final=False)
+
+
+def fit(seed=0, target=TARGET, **variant):
+    return fit_folds(BLOCK, target, FOLDS, POSTS, replace(TRAINING, seed=seed), Machine(1), **variant)
+
+
+def each(fit):
+    """What the studies take: a function of all variants at once."""
+    return lambda variants: {name: fit(**variant) for name, variant in variants.items()}
+
+
 LOSS = np.random.default_rng(3).gamma(2, size=len(POSTS))
 
 
 @pytest.fixture(scope="module")
 def tail():
-    return studies.tail_study(FIT, TARGET, FOLDS, AUTHORS, factors=(2, 5), threshold=float(np.nanquantile(TARGET, 0.9)))
+    return studies.tail_study(
+        each(fit), TARGET, FOLDS, AUTHORS, factors=(2, 5), threshold=float(np.nanquantile(TARGET, 0.9))
+    )
 
 
 def test_every_variant_is_there_and_scored_like_the_metrics(tail):
@@ -55,13 +65,11 @@ def test_more_weight_moves_predictions_up_and_helps_the_tail(tail):
 
 
 def test_every_number_of_the_tail_study_is_over_all_seeds():
-    seeds = {seed: FIT(seed=seed) for seed in (0, 1)}
+    seeds = {seed: fit(seed) for seed in (0, 1)}
     arguments = {"factors": (), "threshold": float(np.nanquantile(TARGET, 0.9))}
-    both = studies.tail_study(lambda seed, **_: seeds[seed], TARGET, FOLDS, AUTHORS, seeds=[0, 1], **arguments)
-    alone = [
-        studies.tail_study(lambda seed, **_: seeds[seed], TARGET, FOLDS, AUTHORS, seeds=[s], **arguments)
-        for s in (0, 1)
-    ]
+    known = each(lambda seed, **_: seeds[seed])
+    both = studies.tail_study(known, TARGET, FOLDS, AUTHORS, seeds=[0, 1], **arguments)
+    alone = [studies.tail_study(known, TARGET, FOLDS, AUTHORS, seeds=[s], **arguments) for s in (0, 1)]
     for name in ("src", "mae", "src_tail", "mae_tail", "bias", "bias_tail"):
         assert both.table[name][0] == pytest.approx(np.mean([study.table[name][0] for study in alone]))
     plain = both.buckets[both.buckets["variant"] == "plain"]
@@ -80,7 +88,7 @@ def test_differences_to_plain_average_the_seeds():
         scores = pd.DataFrame({"n": [1, 1], "src": [0.5, 0.5], "mae": [1.0, 1.0], "seconds": [1.0, 1.0]})
         return FoldResult("fake", oof, np.array([]), scores, pd.DataFrame())
 
-    table = studies.tail_study(fake, TARGET, FOLDS, AUTHORS, factors=(), seeds=[0, 1]).table.set_index("variant")
+    table = studies.tail_study(each(fake), TARGET, FOLDS, AUTHORS, factors=(), seeds=[0, 1]).table.set_index("variant")
     assert table.loc["LDS", "d_mae"] == pytest.approx((0.5 + 1.5) / 2 - 0.25)
     assert table.loc["LDS", "d_mae_low"] == pytest.approx(0.75) == table.loc["LDS", "d_mae_high"]
 
@@ -125,7 +133,7 @@ def test_losses_and_labels_of_the_scored_fold_have_no_say():
 
 @pytest.fixture(scope="module")
 def selection():
-    return studies.selection_study(FIT, LOSS, FOLDS, GROUPS, ratios=[1, 0.77, 0.5], seeds=[0, 1])
+    return studies.selection_study(each(fit), LOSS, FOLDS, GROUPS, ratios=[1, 0.77, 0.5], seeds=[0, 1])
 
 
 def test_every_ratio_has_its_controls(selection):
@@ -143,7 +151,7 @@ def test_dropped_posts_teach_nothing():
     kept = studies.selected(LOSS, FOLDS, 0.5, "lowest")
     dropped_everywhere = SCORED & (kept.sum(axis=0) == 0)
     nonsense = np.where(dropped_everywhere, 1e4, TARGET)
-    one, two = FIT(copies=kept), fit_folds(BLOCK, nonsense, *FIT.args[2:], **FIT.keywords, copies=kept)
+    one, two = fit(copies=kept), fit(target=nonsense, copies=kept)
     assert dropped_everywhere.sum() > 50 and np.array_equal(one.oof, two.oof, equal_nan=True)
 
 
@@ -170,12 +178,14 @@ def test_the_reading_of_a_selection_follows_the_control():
 
 
 def test_fits_are_kept_and_read_back(tmp_path, monkeypatch):
-    one = studies.selection_study(FIT, LOSS, FOLDS, GROUPS, ratios=[0.5], folder=tmp_path)
+    one = studies.selection_study(each(fit), LOSS, FOLDS, GROUPS, ratios=[0.5], folder=tmp_path)
     monkeypatch.setattr("kit.boosting.fit._Fitter.fit", lambda *_: pytest.fail("fitted again"))
-    pd.testing.assert_frame_equal(one, studies.selection_study(FIT, LOSS, FOLDS, GROUPS, ratios=[0.5], folder=tmp_path))
+    pd.testing.assert_frame_equal(
+        one, studies.selection_study(each(fit), LOSS, FOLDS, GROUPS, ratios=[0.5], folder=tmp_path)
+    )
 
 
 @pytest.mark.parametrize("ratios", [[], [0.0], [0.5, 1.5]])
 def test_bad_ratios(ratios):
     with pytest.raises(InputError, match="shares above 0"):
-        studies.selection_study(FIT, LOSS, FOLDS, GROUPS, ratios=ratios)
+        studies.selection_study(each(fit), LOSS, FOLDS, GROUPS, ratios=ratios)

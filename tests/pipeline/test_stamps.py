@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from kit.base import code
 from kit.base.paths import PROJECT_ROOT
-from kit.boosting.fit import fit_folds
+from kit.boosting.fit import Training, fit_folds
 from kit.encoders.bulk import encode_texts
 from kit.pipeline import stamps
 from kit.pipeline.steps import notebooks
@@ -278,7 +278,7 @@ def test_a_damaged_fold_is_found_and_made_again(tmp_path, release):
 
     def fit():
         return fit_folds(
-            block, posts["label"].to_numpy(), cut, posts, rounds=5, taught=False, n_threads=1, out_dir=tmp_path / "gbdt"
+            block, posts["label"].to_numpy(), cut, posts, Training(rounds=5, taught=False), out_dir=tmp_path / "gbdt"
         )
 
     first, paths = fit(), [tmp_path / "gbdt" / name for name in ("fold_0.npz", "fold_1.npz", "final.npz")]

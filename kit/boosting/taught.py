@@ -1,0 +1,68 @@
+"""Columns taught by labels: made from one training side, kept on disk for every model that is taught by the same side."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from kit.base.code import code_of
+from kit.base.files import atomic_path
+from kit.boosting.history import LabelHistory
+from kit.boosting.ridge import RidgeStack
+from kit.boosting.store import hash_inputs
+from kit.run.block import Block
+
+TAUGHT = ("ridge", *LabelHistory.names)  # after the columns of the block
+
+
+class TaughtColumns:
+    """The columns TAUGHT for any training side; what makes them is prepared when a first side needs it.
+
+    Args:
+        block: features of all posts, for the ridge.
+        target: (n_posts,) label; only those of a training side are read.
+        posts: the posts table.
+        post_hashes: (n_posts,) a hash of each row of the posts table.
+        seed: of author-disjoint parts and hidden authors.
+        folder: where columns are kept, one file per training side; None keeps nothing.
+    """
+
+    def __init__(
+        self, block: Block, target: np.ndarray, posts: pd.DataFrame, post_hashes: np.ndarray, seed: int, folder: Path | None
+    ):  # fmt: skip
+        self._block, self._target, self._posts, self._hashes = block, target, posts, post_hashes
+        self._seed, self._folder = seed, folder
+
+    def columns(self, rows: np.ndarray, weight: np.ndarray, n_threads: int) -> tuple[str, np.ndarray]:
+        """Name of the file in the folder ("" without), and (n_posts, len(TAUGHT)) float32, taught by the labels of rows.
+
+        Args:
+            rows: row positions of the training side.
+            weight: (n_posts,) > 0 on rows.
+            n_threads: of linear algebra, whose rounding depends on it.
+        """
+        if not self._folder:
+            return "", self._made(rows, weight, n_threads)
+        described = {"code": code_of("kit.boosting.taught"), "threads": n_threads, "seed": self._seed,
+                     "columns": self._block.columns, "categorical": self._block.categorical,
+                     "values": self._block.digest}  # fmt: skip
+        path = self._folder / f"{hash_inputs(described, self._hashes, rows, weight[rows], self._target[rows])}.npy"
+        if not path.is_file():
+            with atomic_path(path) as temporary:
+                np.save(temporary, self._made(rows, weight, n_threads))
+        return path.name, np.load(path)
+
+    def _made(self, rows: np.ndarray, weight: np.ndarray, n_threads: int) -> np.ndarray:
+        ridge, history = self._teachers
+        with threadpool_limits(n_threads, "blas"):
+            return np.column_stack([ridge.column(self._target, rows, weight), history.columns(self._target, rows)])
+
+    @cached_property
+    def _teachers(self) -> tuple[RidgeStack, LabelHistory]:
+        folder = self._folder or Path(tempfile.gettempdir())
+        return RidgeStack(self._block, self._posts, self._seed, folder), LabelHistory(self._posts, self._seed)
