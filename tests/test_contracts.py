@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from kit.base.errors import InputError
 from kit.base.metrics import src
-from kit.boosting.fit import fit_folds
-from kit.boosting.learners import LEARNERS
+from kit.boosting.fit import Machine, Training, fit_folds, load_fold
+from kit.boosting.learners import LEARNERS, parse_params
 from kit.encoders.baselines import baseline_block, why_not
 from kit.encoders.registry import ENCODERS, NETWORKS, chosen_models
 from kit.encoders.weights import missing_weights
@@ -138,8 +139,9 @@ each_learner = pytest.mark.parametrize("model", LEARNERS)
 
 
 def fit(model: str, target: np.ndarray = TARGET, **options):
-    settings = {"rounds": 40, "patience": 10, "taught": False, "final": True, "n_threads": 1} | options
-    return fit_folds(BLOCK, target, FOLDS, TINY, model, {"learning_rate": 0.2}, **settings)
+    own = {name: options.pop(name) for name in ("weight", "out_dir") if name in options}
+    training = Training(model, {"learning_rate": 0.2}, **{"rounds": 40, "patience": 10, "taught": False} | options)
+    return fit_folds(BLOCK, target, FOLDS, TINY, training, Machine(threads=1), **own)
 
 
 @each_learner
@@ -156,7 +158,23 @@ def test_a_learner_learns_and_is_kept(model, tmp_path):
     )
     saved = {path.stem for path in tmp_path.iterdir() if path.suffix == LEARNERS[model].suffix and path.stat().st_size}
     assert saved == {"fold_0", "fold_1", "fold_2", "final"}
+    np.testing.assert_array_equal(load_fold(BLOCK, tmp_path).predict(np.flatnonzero(FOLDS == TEST)), result.test)
     assert model in MODEL_MARKS, "Table 1's figure needs a mark for it"
+
+
+@each_learner
+def test_parameters_of_a_learner_are_named(model):
+    learner = LEARNERS[model]
+    assert set(learner.settings({}, 10)) <= learner.names() - learner.fixed
+    assert learner.fixed <= learner.names()
+    given = parse_params(model, ["learning_rate=0.2", "max_depth = 4", "boost_from_average=False"])
+    assert given == {"learning_rate": 0.2, "max_depth": 4, "boost_from_average": False}
+    with pytest.raises(InputError, match="'learning_rat' is unknown.* learning_rate"):
+        parse_params(model, ["learning_rat=1"])
+    with pytest.raises(InputError, match="set by this kit"):
+        parse_params(model, [f"{min(learner.fixed)}=1"])
+    with pytest.raises(InputError, match="expected name=value"):
+        parse_params(model, ["learning_rate"])
 
 
 @each_learner

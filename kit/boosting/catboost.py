@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import cached_property
 from pathlib import Path
 
@@ -34,6 +35,11 @@ class CatBoost:
     """
 
     suffix = ".cbm"
+    fixed = frozenset({
+        "random_seed", "random_state", "task_type", "thread_count", "verbose", "silent", "logging_level", "allow_writing_files",
+        "iterations", "num_boost_round", "n_estimators", "num_trees", "early_stopping_rounds", "od_type", "od_wait", "od_pval",
+        "use_best_model", "cat_features", "text_features", "embedding_features", "objective",
+    })  # as for ``LightGBM``  # fmt: skip
 
     def __init__(self, prepared: _CatBoostPool, taught: np.ndarray | None, weight: np.ndarray, n_threads: int):
         self._prepared, self._taught, self._weight = prepared, taught, weight
@@ -44,6 +50,11 @@ class CatBoost:
     def settings(params: dict, n_columns: int) -> dict:
         """The defaults, coarser bins for wide data, and on top the caller's parameters."""
         return CATBOOST | {"border_count": 64 if n_columns > WIDE else 128} | params
+
+    @staticmethod
+    def names() -> set[str]:
+        """CatBoost's parameters."""
+        return set(inspect.signature(catboost.CatBoostRegressor.__init__).parameters) - {"self"}
 
     @staticmethod
     def prepare(data: Data, params: dict, n_threads: int, seed: int, device: str) -> _CatBoostPool:

@@ -20,14 +20,12 @@ from kit.base.errors import InputError
 from kit.base.machine import usable_cores
 from kit.base.progress import progress
 from kit.boosting.data import ROWS_PER_THREAD, Data, TrainingSide, some_rows
-from kit.boosting.learners import LEARNERS, device_for
+from kit.boosting.learners import LEARNERS, device_for, learner_of
 from kit.boosting.result import FoldResult, collect
 from kit.boosting.store import Store
 from kit.boosting.taught import TAUGHT, TaughtColumns
 from kit.run.block import Block
 from kit.run.folds import TEST, fold_rows, inner_holdout
-
-MODELS = tuple(LEARNERS)
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Training:
     """What is trained.
 
     Attributes:
-        model: one of MODELS.
+        model: one of `learners.LEARNERS`.
         params: the library's own parameters, on top of the defaults in `kit.boosting.lightgbm` and `kit.boosting.catboost`.
         rounds: at most so many trees.
         patience: stop after so many trees without a better MAE on the held-out authors.
@@ -100,13 +98,11 @@ def fit_folds(
     Source: settings from HyFea, USTC and Alonso; held-out authors because test authors are new.
     """
     target = _checked_target(block, target, folds, posts)
-    if training.model not in LEARNERS:
-        raise InputError(f"model {training.model!r} is unknown; choose one of {', '.join(MODELS)}")
     n_folds = int(np.max(folds)) + 1
     weight = _per_fit("weight", weight, n_folds + training.final, len(target))
     copies = _per_fit("copies", copies, n_folds + training.final, len(target))
+    params = learner_of(training.model).settings(training.params, len(block.columns))
     device = device_for(training.model, machine.device, len(target))
-    params = LEARNERS[training.model].settings(training.params, len(block.columns))
     settings = asdict(training) | {"params": params, "device": device}
     post_hashes = pd.util.hash_pandas_object(posts, index=False).to_numpy()
     store = Store(out_dir, settings, block, target, folds, post_hashes)
@@ -189,8 +185,8 @@ def load_fold(block: Block, out_dir: Path, name: str = "final", taught_dir: Path
         out_dir, taught_dir: as given to `fit_folds`.
         name: "fold_<k>" or "final".
     """
-    path = next(path for path in (out_dir / f"{name}{LEARNERS[model].suffix}" for model in MODELS) if path.is_file())
-    learner = next(learner for learner in LEARNERS.values() if learner.suffix == path.suffix)
+    paths = {out_dir / f"{name}{learner.suffix}": learner for learner in LEARNERS.values()}
+    path, learner = next((path, learner) for path, learner in paths.items() if path.is_file())
     with np.load(out_dir / f"{name}.npz") as stored:
         kept = str(stored["taught"])
     taught = np.load((taught_dir or out_dir / "taught") / kept) if kept else None

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
 from catboost.utils import get_gpu_device_count
 
 from kit.base.errors import InputError
@@ -9,6 +15,7 @@ from kit.base.machine import gpu_names
 from kit.boosting.catboost import CatBoost
 from kit.boosting.lightgbm import LightGBM
 
+LEARNERS = {"lightgbm": LightGBM, "catboost": CatBoost}
 ROWS_FOR_GPU = 100_000  # fewer, and a GPU mostly waits for the next tree
 DEVICES = ("auto", "cpu", "gpu")
 
@@ -33,4 +40,37 @@ def device_for(model: str, asked: str, n_posts: int) -> str:
     return "gpu" if found else "cpu"
 
 
-LEARNERS = {"lightgbm": LightGBM, "catboost": CatBoost}
+def learner_of(model: str) -> type:
+    """The learner of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if model not in LEARNERS:
+        raise InputError(f"model {model!r} is unknown; choose one of {', '.join(LEARNERS)}")
+    return LEARNERS[model]
+
+
+def parse_params(model: str, pairs: Iterable[str]) -> dict[str, Any]:
+    """Parameters of a learner from ``name=value`` pairs, e.g. num_leaves=31; values are numbers, true, false or words.
+
+    Raises:
+        InputError: an unknown model, no pair, a name the library does not know, or one that the kit sets itself.
+    """
+    learner = learner_of(model)
+    known = learner.names() - learner.fixed
+    params = {}
+    for pair in pairs:
+        name, equals, text = (part.strip() for part in pair.partition("="))
+        if not (name and equals and text):
+            raise InputError(f"{model}: {pair!r} is no parameter; expected name=value, as learning_rate=0.05")
+        if name not in known:
+            near = ", ".join(difflib.get_close_matches(name, known, 5, 0.5)) or ", ".join(sorted(known))
+            why = "set by this kit" if name in learner.fixed else "unknown to the library"
+            raise InputError(
+                f"{model}: parameter {name!r} is {why}; those that can be set and are most like it: {near}"
+            )
+        params[name] = {"true": True, "false": False}.get(text.lower(), text)
+        with contextlib.suppress(ValueError, SyntaxError):
+            params[name] = ast.literal_eval(text)
+    return params

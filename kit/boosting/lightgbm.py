@@ -8,6 +8,7 @@ of the rows or more, bundles columns that conflict, and loses values. So each fi
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import lightgbm
@@ -25,7 +26,7 @@ LIGHTGBM = {
     "learning_rate": 0.03,
     "num_leaves": 15,
     "max_depth": 8,
-    "min_child_samples": 20,
+    "min_data_in_leaf": 20,
     "feature_fraction": 0.5,
     "bagging_fraction": 0.8,
     "bagging_freq": 1,
@@ -68,6 +69,10 @@ class LightGBM:
     """
 
     suffix = ".txt"
+    fixed = frozenset({
+        "seed", "deterministic", "force_col_wise", "force_row_wise", "enable_bundle", "verbosity", "device_type", "num_threads",
+        "num_iterations", "early_stopping_round", "categorical_feature",
+    })  # parameters that are not for the caller to set  # fmt: skip
 
     def __init__(self, prepared: tuple[Data, dict], taught: np.ndarray | None, weight: np.ndarray, n_threads: int):
         (self._data, params), self._taught, self._weight = prepared, taught, weight
@@ -77,6 +82,13 @@ class LightGBM:
     def settings(params: dict, n_columns: int) -> dict:
         """The defaults, coarser bins for wide data, and on top the caller's parameters."""
         return LIGHTGBM | {"max_bin": 63 if n_columns > WIDE else 255} | params
+
+    @staticmethod
+    def names() -> set[str]:
+        """LightGBM's parameters, each by its first name, as it writes them into a model."""
+        quiet = {"verbosity": -1}
+        model = lightgbm.train(quiet, lightgbm.Dataset(np.zeros((2, 1)), np.zeros(2), params=quiet), 1)
+        return set(re.findall(r"^\[(\w+):", model.model_to_string(), re.MULTILINE))
 
     @staticmethod
     def prepare(data: Data, params: dict, n_threads: int, seed: int, device: str) -> tuple[Data, dict]:

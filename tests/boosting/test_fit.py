@@ -16,9 +16,9 @@ from kit.base.paths import PROJECT_ROOT
 from kit.boosting import learners
 from kit.boosting import lightgbm as lightgbm_learner
 from kit.boosting.data import Data
-from kit.boosting.fit import MODELS, TAUGHT, Machine, Training, _Fitter, fit_folds, load_fold
+from kit.boosting.fit import Machine, Training, _Fitter, fit_folds, load_fold
 from kit.boosting.learners import LEARNERS
-from kit.boosting.taught import TaughtColumns
+from kit.boosting.taught import TAUGHT, TaughtColumns
 from kit.run import matrix
 from kit.run.block import Block
 from kit.run.folds import TEST, TRAIN_ONLY, fold_rows, make_folds
@@ -29,6 +29,7 @@ TARGET = POSTS["label"].to_numpy()
 BLOCK = tiny_block(POSTS)
 FOLDS = make_folds(POSTS, 3, "user")
 SCORED = FOLDS >= 0
+MODELS = tuple(LEARNERS)
 ONE = Machine(threads=1)
 LEAN = {"rounds": 40, "patience": 10}
 FAST = {"lightgbm": {"learning_rate": 0.15}, "catboost": {"learning_rate": 0.15, "depth": 4}}
