@@ -33,6 +33,7 @@ README = PROJECT_ROOT / "README.md"
 BEGIN, END = "<!-- results: written by python -m tests.record -->", "<!-- end of results -->"
 ALL = "all models fused"
 DEMO_DATA = "the synthetic demo"
+DIGITS = 3  # in README
 TOLERANCE = {"src": 0.02, "mae": 0.05}  # another machine or thread count trains another tiny CLIP
 
 
@@ -47,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.run:
             run_dir = resolve(options.run)
-            write_json(RECORDED / f"{run_dir.name}.json", record(run_dir, options.data))
+            path = RECORDED / f"{run_dir.name}.json"
+            known = read_json(path)["data"] if path.is_file() else None
+            write_json(path, record(run_dir, options.data or known))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -72,6 +75,7 @@ def record(run_dir: Path, data: str | None = None) -> dict:
         raise InputError("say what the data are: --data TEXT")
     return {
         "data": data, "command": command, "commit": _commit(), "machine": _machine(),
+        "threads": max(step.parameters.get("threads", 0) for step in steps) or machine.usable_cores(),
         "minutes": round(sum(mark["seconds"] for mark in marks) / 60, 1), "peak_mb": max(mark["peak_mb"] for mark in marks),
         "tolerance": TOLERANCE, "scores": scores(run_dir), "readings": readings(run_dir),
     }  # fmt: skip
@@ -121,13 +125,15 @@ def _section(found: dict) -> str:
         folds = f"{part['folds'].iloc[0]} folds by {scheme}, n = {part['n'].iloc[0]:,}"
         heads += [f"SRC, {folds}", f"MAE, {folds}"]
         for row in part.itertuples():
-            cells.setdefault(row.features, []).extend([spread(row.src, row.src_sd), spread(row.mae, row.mae_sd)])
+            cells.setdefault(row.features, []).extend(
+                [spread(row.src, row.src_sd, DIGITS), spread(row.mae, row.mae_sd, DIGITS)]
+            )
     rows = [[name if name == ALL else f"`{name}`", *numbers] for name, numbers in cells.items()]
     lines = [f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows]]
     again = "" if found["data"] == DEMO_DATA else ", not reproducible without the data"
     head = (
         f"**{found['data'][0].upper()}{found['data'][1:]}**, `{found['command']}`{again} (commit {found['commit']}; "
-        f"{found['machine']}; {found['minutes']:.0f} minutes, at most {found['peak_mb']:,} MB):"
+        f"{found['machine']}, {found['threads']} threads; {found['minutes']:.0f} minutes, at most {found['peak_mb']:,} MB):"
     )
     return "\n".join([head, "", *lines, "", *(f"- {text}" for text in found["readings"])])
 

@@ -19,11 +19,11 @@ def test_readme_quotes_the_recorded_files():
 
 def test_a_changed_number_changes_readme(monkeypatch, tmp_path):
     known = read_json(record.RECORDED / "demo.json")
-    known["scores"][0]["src"] = 0.1234
+    known["scores"][0]["src"] = 0.123
     record.write_json(tmp_path / "demo.json", known)
     monkeypatch.setattr(record, "RECORDED", tmp_path)
     text = record.README.read_text(encoding="utf-8")
-    assert "0.1234 ± " in record.with_results(text) and "0.1234 ± " not in text
+    assert "| 0.123 ± " in record.with_results(text) and "| 0.123 ± " not in text
 
 
 def test_the_demo_measures_what_was_recorded():

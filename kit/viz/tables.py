@@ -31,9 +31,9 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
     return out if (out["note"] != "").any() else out.drop(columns="note")
 
 
-def spread(mean: float, sd: float) -> str:
-    """ "mean ± sd", four decimals; the mean alone where there is one fold, "" where there is no number."""
-    return "" if np.isnan(mean) else f"{mean:.4f}" if np.isnan(sd) else f"{mean:.4f} ± {sd:.4f}"
+def spread(mean: float, sd: float, digits: int = 4) -> str:
+    """ "mean ± sd" with so many decimals; the mean alone where there is one fold, "" where there is no number."""
+    return "" if np.isnan(mean) else f"{mean:.{digits}f}" + ("" if np.isnan(sd) else f" ± {sd:.{digits}f}")
 
 
 def gains_as_text(gains: pd.DataFrame) -> pd.DataFrame:
