@@ -151,7 +151,7 @@ def _learn(
     """What the posts `teach_idx` teach: mix, line and limits; nothing else is read.
 
     Whether a line pays ("auto") is judged among these posts: each of their folds by the line of the others (in time: of
-    the earlier ones) on the mix of all.
+    the earlier ones) on the mix of all. Where they are of one fold, the line is taken: two numbers fit no noise.
     """
     low, high = np.nanmin(target[teach_idx]), np.nanmax(target[teach_idx])
     rows = teach_idx[scored[teach_idx]]  # those with predictions of all models
@@ -159,7 +159,9 @@ def _learn(
         return Calibrated(fusion.equal(matrix), 1.0, 0.0, low, high)
     mix = fit(matrix[rows], target[rows])
     mixed, label, fold = mix(matrix[rows]), target[rows], folds[rows]
-    if calibrate == "auto":
+    if calibrate == "auto" and len(np.unique(fold)) == 1:
+        calibrate = "affine"
+    elif calibrate == "auto":
         forward, lined = (folds == TRAIN_ONLY).any(), mixed.copy()
         for k in np.unique(fold):
             others = (fold < k) if forward else (fold != k)

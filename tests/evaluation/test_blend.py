@@ -65,6 +65,12 @@ def test_auto_decides_for_the_line_that_pays():
     assert errors["affine"] < errors["none"] - 1
 
 
+def test_a_single_fold_that_teaches_is_enough_for_a_line():
+    folds = np.where(FOLDS == TEST, TEST, np.array([TRAIN_ONLY, TRAIN_ONLY, 0, 1])[FOLDS]).astype(np.int8)
+    auto, none = (fit_blend({"m": 0.5 * GOOD}, TARGET, folds, calibrate=c).scores["mae"] for c in ("auto", "none"))
+    assert auto[1] < none[1] - 1 and auto[0] == none[0]  # fold 0 has no teacher
+
+
 @pytest.mark.parametrize("calibrate", ["none", "affine", "auto"])
 def test_the_scored_fold_has_no_say(calibrate):
     """Other labels in fold 2, as far out as can be: its own nested predictions stay, those of other folds move."""
