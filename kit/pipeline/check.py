@@ -183,7 +183,7 @@ def settings(steps: Sequence[Step], learners: list[str] | str, own_blocks: set[s
     """Parameters that are misspelt or do not fit together.
 
     Args:
-        learners: the boosters there are; a text where they could not be asked for.
+        learners: the boosters there are; a text where none can be loaded.
         own_blocks: blocks that the run holds, whoever made them.
     """
     known = {"model": learners, "scheme": SCHEMES}
@@ -214,12 +214,13 @@ def weights(steps: Sequence[Step], missing: Mapping[str, list[str] | str]) -> It
     """Weights that a step asks for and that are not on this computer.
 
     Args:
-        missing: step name -> what it lacks, or in a text why it cannot be looked up (see ``start_children``).
+        missing: step name -> what it lacks, or in a text what is wrong with its parameters (see ``start_children``).
     """
     for step in steps:
         found = missing.get(step.name, [])
         if isinstance(found, str):
-            yield Finding("weights", f"{step.name}: {found}", "correct the name; --list shows the parameters", True)
+            if found:
+                yield Finding("weights", f"{step.name}: {found}", "correct the name; --list shows the parameters", True)
             continue
         load = step.parameters.get("without_weights") == "download"
         happens = "downloaded when the step runs" if load else "left out, with all that builds on it"
@@ -339,11 +340,9 @@ def start_children(steps: Sequence[Step]) -> dict[str, subprocess.Popen]:
 
 
 def _answer(child: subprocess.Popen) -> list[str] | str:
-    """The list that a process prints last, or in a text why it could not."""
+    """The list that a process prints last; a mistake of the user in words; "" where a library is missing or broken."""
     out, error = child.communicate()
-    return (
-        json.loads(out.splitlines()[-1]) if child.returncode == 0 else (error.strip().splitlines() or ["no answer"])[-1]
-    )
+    return json.loads(out.splitlines()[-1]) if child.returncode == 0 else error.strip() if child.returncode == 2 else ""
 
 
 # --- small helpers ----------------------------------------------------------------------------------------------------

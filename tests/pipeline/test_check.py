@@ -111,6 +111,13 @@ def _missing(steps):
     return answers
 
 
+def test_a_library_that_cannot_be_loaded_is_told_among_the_packages_alone():
+    child = subprocess.Popen([sys.executable, "-c", "import none_such"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert (nothing := check._answer(child)) == ""
+    steps = _steps(n02={}, n06={"models": ["lightgbm"], "sets": ["statistic"]})
+    assert list(check.settings(steps, nothing, set())) == [] == list(check.weights(steps, {"02_x": nothing}))
+
+
 def test_weights_that_are_not_there(tmp_path):
     clip = {"clip_model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k", "weights_dir": str(tmp_path / "none")}
     encoders = {"baselines": ["nonsense"], "baseline_models": [], "weights_dir": str(tmp_path)}
