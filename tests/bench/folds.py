@@ -2,7 +2,7 @@
 
 Both fit twice per fold, as notebook 06 does: until the MAE on held-out authors of the training side stops falling, then on
 the whole training side with the trees found. Same columns, folds, held-out authors, parameters and threads; what differs
-is who holds the data, how often it is binned, and how folds share the threads. Scores must agree
+is who holds the data and how often it is binned. Scores must agree
 within 0.001; those of CatBoost, whose random draws follow its bins, within 0.003.
 """
 
@@ -55,7 +55,7 @@ def matrices(folder: Path, n: int) -> None:
 
 
 def ours(model: str, folder: Path, n: int) -> Task:
-    """Blocks stay on disk, one pass bins them, every fit takes its rows of the bins."""
+    """Blocks stay on disk; every fit of LightGBM bins its own rows, those of CatBoost are slices of one pool."""
     posts, target, folds = _posts(folder, n)
 
     def work() -> np.ndarray:

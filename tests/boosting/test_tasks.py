@@ -25,7 +25,7 @@ LEAN = Training("lightgbm", {"learning_rate": 0.15}, rounds=30, patience=10)
 @pytest.fixture
 def run(tmp_path):
     """A run with two blocks."""
-    run = Run(tmp_path)
+    run = Run(tmp_path, write=True)
     run.write_posts(POSTS)
     one = tiny_block(POSTS)
     run.write_block(one)
