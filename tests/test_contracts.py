@@ -186,6 +186,16 @@ def test_a_learner_repeats_itself_by_seed(model):
 
 
 @each_learner
+def test_early_stopping_works_with_weights(model):
+    """Weights of one size are as good as none, and uneven ones do not end the training at the first tree."""
+    ones = np.ones(len(TINY))
+    plain, doubled, uneven = (fit(model, weight=weight) for weight in (ones, 2 * ones, 1 + np.arange(len(TINY)) % 2))
+    score = src(TARGET[SCORED], plain.oof[SCORED])
+    for result in (doubled, uneven):
+        assert src(TARGET[SCORED], result.oof[SCORED]) > score - 0.1 and result.scores["rounds"].min() > 5
+
+
+@each_learner
 def test_a_post_of_weight_zero_teaches_nothing(model):
     weight = np.where(np.arange(len(TINY)) % 4 == 0, 0.0, 1.0)
     nonsense = np.where(SCORED & (weight == 0), 1e4, TARGET)
