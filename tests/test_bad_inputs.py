@@ -35,6 +35,7 @@ from kit.release.smpd import read_release
 from kit.release.values import LONGEST_TEXT
 from kit.run.directory import Run
 from kit.run.folds import make_folds
+from kit.run.matched import all_folds
 from kit.submission.__main__ import main as check_submission
 from tests.conftest import Release
 
@@ -478,15 +479,15 @@ def predict(case: Case, posts: pd.DataFrame) -> None:
     """Features without infinities, folds of all schemes, a model with finite predictions."""
     block = statistic_block(posts, svd_dim=4, n_top_tags=10)
     assert not np.isinf(block.values).any()
-    folds = {scheme: make_folds(posts, 2, scheme) for scheme in ("time", "plain")}
+    cuts, schemes = all_folds(posts, 2)
+    assert {"time", "plain", "matched"} <= set(cuts) and schemes["decides"].sum() == 1
     if case.folds_refused:
         with pytest.raises(InputError, match=case.folds_refused):
             make_folds(posts, 2, "user")
         return
-    folds["user"] = make_folds(posts, 2, "user")
-    training = Training(params=LEAVES, rounds=3)
-    result = fit_folds(block, posts["label"].to_numpy(), folds["user"], posts, training, Machine(threads=1))
-    assert np.isfinite(result.oof[folds["user"] >= 0]).all() and np.isfinite(result.test).all()
+    folds, training = cuts["user"].fold, Training(params=LEAVES, rounds=3)
+    result = fit_folds(block, posts["label"].to_numpy(), folds, posts, training, Machine(threads=1))
+    assert np.isfinite(result.oof[folds >= 0]).all() and np.isfinite(result.test).all()
 
 
 def write_crowd(root: Path, n_posts: int) -> None:

@@ -18,6 +18,7 @@ from scipy.optimize import minimize_scalar
 from kit.base.errors import InputError
 from kit.base.metrics import mae, over_folds, src
 from kit.evaluation import fusion
+from kit.evaluation.level import next_level
 from kit.run.folds import TRAIN_ONLY, fold_rows
 
 METHODS = tuple(fusion.METHODS)
@@ -82,7 +83,7 @@ def fit_blend(
         method: one of METHODS.
         calibrate: "affine": the line slope * blend + intercept of least absolute error; "none"; "auto": the line if it
             lowers the MAE of folds it was not fitted on. Folds in time show the drift that a line can undo; folds of
-            authors show none.
+            authors show none. Unless it is "none", folds in time also foretell the level of the next period.
 
     Raises:
         InputError: no model, lengths that differ, unknown method or calibration, or nothing to score.
@@ -159,10 +160,11 @@ def _learn(
         return Calibrated(fusion.equal(matrix), 1.0, 0.0, low, high)
     mix = fit(matrix[rows], target[rows])
     mixed, label, fold = mix(matrix[rows]), target[rows], folds[rows]
+    forward, levelled = (folds == TRAIN_ONLY).any(), calibrate != "none"
     if calibrate == "auto" and len(np.unique(fold)) == 1:
         calibrate = "affine"
     elif calibrate == "auto":
-        forward, lined = (folds == TRAIN_ONLY).any(), mixed.copy()
+        lined = mixed.copy()
         for k in np.unique(fold):
             others = (fold < k) if forward else (fold != k)
             if others.any():
@@ -171,6 +173,8 @@ def _learn(
         plain, lined = (np.abs(label - np.clip(values, low, high)).mean() for values in (mixed, lined))
         calibrate = "affine" if lined < plain else "none"
     slope, intercept = _line(mixed, label) if calibrate == "affine" else (1.0, 0.0)
+    if forward and levelled:
+        intercept += next_level(label - slope * mixed - intercept, fold)
     return Calibrated(mix, slope, intercept, low, high)
 
 

@@ -19,12 +19,12 @@ from sklearn.preprocessing import normalize
 
 from kit.features import words
 from kit.features.families import SECONDS_PER_DAY, Context, block_of, numbered
+from kit.features.past import Past
 from kit.run.block import Block
 
-SPAN = 2**35  # seconds; more than any two dates lie apart
 BURST_GAP = 3_600  # seconds to the previous post, at most, for a post to go on with its burst
 RECENT_DAYS = (1, 7, 30)
-WINDOWS = {"3": 3, "5": 5, "all": SPAN}  # instants of the author, the post's own included
+WINDOWS = {"3": 3, "5": 5, "all": 2**35}  # instants of the author, the post's own included
 N_FIRST_TAGS = 5
 MIN_TAG_POSTS = 5  # for a tag to be part of a tag sequence
 STATISTICS = ("mean", "std", "min", "max", "skew")
@@ -61,15 +61,16 @@ class AuthorContext(Context):
         return frame
 
     @cached_property
-    def stamp(self) -> np.ndarray:
-        """(n_dated,) int: author and time of the dated posts in one number; see `stamps`."""
-        return stamps(self.author[self.dated], self.time[self.dated])
+    def past(self) -> Past:
+        """The past of the author of each dated post."""
+        return Past(self.author[self.dated], self.time[self.dated])
 
     @cached_property
     def instant(self) -> tuple[np.ndarray, np.ndarray]:
         """Of each dated post (n_dated,): number of its instant, by author and time, and of its author's first instant."""
-        instants, number = np.unique(self.stamp, return_inverse=True)
-        return number, np.searchsorted(instants, self.stamp // SPAN * SPAN)
+        author, time = self.author[self.dated], self.time[self.dated]
+        number = pd.DataFrame({"author": author, "time": time}).groupby(["author", "time"]).ngroup()
+        return number.to_numpy(), number.groupby(author).transform("min").to_numpy()
 
     @cached_property
     def album(self) -> np.ndarray:
@@ -206,10 +207,11 @@ def vocabulary_so_far(context: AuthorContext) -> pd.DataFrame:
     position[dated] = np.arange(n_dated)
     row = position[context.long_tags["row"]]
     pair, tag, row = context.tag_of_author[0][row >= 0], context.long_tags["tag"].to_numpy()[row >= 0], row[row >= 0]
-    first = pd.Series(context.stamp[row]).groupby(pair).transform("min").to_numpy()
+    time = context.time[dated]
+    first = pd.Series(time[row]).groupby(pair).transform("min").to_numpy()
     n_own = np.bincount(row, minlength=n_dated)
-    n_known = np.bincount(row, context.stamp[row] > first, minlength=n_dated)
-    distinct = earlier(np.sort(first[np.unique(pair, return_index=True)[1]]), context.stamp)
+    n_known = np.bincount(row, time[row] > first, minlength=n_dated)
+    distinct = context.past.sums(_firsts(pair, row, time))
     instant, start = context.instant
     there = np.unique(instant[row] * context.n_tags + tag)
     n_there = np.bincount(there // context.n_tags, minlength=n_dated)
@@ -229,14 +231,14 @@ def posting_rhythm(context: AuthorContext) -> pd.DataFrame:
     A burst is a run of an author's posts none of which is more than an hour after the one before.
     """
     author, seconds = context.author[context.dated], context.time[context.dated]
-    order = np.argsort(context.stamp, kind="stable")
+    order = np.lexsort((seconds, author))
     gap, follows = np.diff(seconds[order]), np.diff(author[order]) == 0
     gaps = pd.Series(np.log1p(gap[follows] / 3600)).groupby(author[order][1:][follows]).agg(list(STATISTICS))
     n_posts = np.bincount(author, minlength=context.n_authors)
     by_author = {f"author_log_gap_{name}": gaps[name].reindex(range(context.n_authors)) for name in STATISTICS}
     for name, period in context.periods.iloc[context.dated].astype(np.int64).items():
-        active = np.unique(stamps(author, period.to_numpy())) // SPAN
-        by_author[f"author_posts_per_{name}"] = _ratio(n_posts, np.bincount(active, minlength=context.n_authors))
+        active = pd.Series(period.to_numpy()).groupby(author).nunique().reindex(range(context.n_authors), fill_value=0)
+        by_author[f"author_posts_per_{name}"] = _ratio(n_posts, active.to_numpy())
     angle = 2 * np.pi * (seconds % SECONDS_PER_DAY) / SECONDS_PER_DAY
     east, north = (np.bincount(author, part(angle), context.n_authors) for part in (np.cos, np.sin))
     by_author["author_hour_focus"] = _ratio(np.hypot(east, north), n_posts)
@@ -251,7 +253,7 @@ def _bursts(context: AuthorContext, order: np.ndarray, goes_on: np.ndarray) -> p
     position = np.arange(len(order))
     begin = np.maximum.accumulate(np.where(goes_on, 0, position))
     size = np.bincount(begin, minlength=1)[begin]
-    same = np.diff(context.stamp[order], prepend=-1) == 0
+    same = np.diff(context.instant[0][order], prepend=-1) == 0
     place = np.maximum.accumulate(np.where(same, 0, position)) - begin + 1
     return context.place({"log_burst_size": np.log(size), "log_burst_place": np.log(place)}, context.dated[order])
 
@@ -261,11 +263,9 @@ def author_history(context: AuthorContext) -> pd.DataFrame:
 
     Unlike totals these mean the same for an author whose later posts lie beyond the end of the collection.
     """
-    columns = _past("author", context.stamp)
-    events = np.sort(context.stamp)
+    columns = _past("author", context.past, context.time[context.dated])
     for days in RECENT_DAYS:
-        recent = earlier(events, context.stamp, days * SECONDS_PER_DAY)
-        columns[f"log_author_posts_in_{days}_days"] = np.log1p(recent)
+        columns[f"log_author_posts_in_{days}_days"] = np.log1p(context.past.counts(days * SECONDS_PER_DAY))
     return context.place(columns, context.dated)
 
 
@@ -287,10 +287,10 @@ def albums(context: AuthorContext) -> pd.DataFrame:
 def album_so_far(context: AuthorContext) -> pd.DataFrame:
     """The album before the post: its earlier posts, days since its first and its last, and earlier albums of the author."""
     dated, album = context.dated, context.album[context.dated]
-    titled = album >= 0
-    first = pd.Series(context.stamp[titled]).groupby(album[titled]).min()
-    n_albums = earlier(np.sort(first.to_numpy(np.int64)), context.stamp)
-    past = context.place(_past("album", stamps(album[titled], context.time[dated[titled]])), dated[titled])
+    titled, time = np.flatnonzero(album >= 0), context.time[dated]
+    n_albums = context.past.sums(_firsts(album[titled], titled, time))
+    columns = _past("album", Past(album[titled], time[titled]), time[titled])
+    past = context.place(columns, dated[titled])
     return past.join(context.place({"author_log_albums_so_far": np.log1p(n_albums)}, dated))
 
 
@@ -347,31 +347,23 @@ FAMILIES: dict[str, Callable[[AuthorContext], pd.DataFrame]] = {f.__name__: f fo
 CAUSAL = frozenset({"tag_history", "author_history", "album_so_far", "vocabulary_so_far", "windows"})
 
 
-def stamps(key: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Key and time in one integer, so that one sort or search serves all keys: stamps order by key, then by time."""
-    return np.asarray(key, dtype=np.int64) * SPAN + (seconds + SPAN // 2)
-
-
-def earlier(events: np.ndarray, stamp: np.ndarray, within: int | None = None) -> np.ndarray:
-    """How many events of the same key lie strictly before each stamp, and at most `within` seconds before.
+def _firsts(key: np.ndarray, event: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """(n,) for how many keys each of n events is the first one (one of them, where several are of one instant).
 
     Args:
-        events: (m,) stamps, ascending.
-        stamp: (n,) the moments asked about.
-        within: seconds; None for the whole past.
+        key, event: (m,) which key is there in which event.
+        time: (n,) of the events.
     """
-    oldest = stamp // SPAN * SPAN if within is None else stamp - within
-    return np.searchsorted(events, stamp) - np.searchsorted(events, oldest)
+    order = np.lexsort((time[event], key))
+    first = event[order[np.unique(key[order], return_index=True)[1]]]
+    return np.bincount(first, minlength=len(time)).astype(np.float64)
 
 
-def _past(key: str, stamp: np.ndarray) -> dict[str, np.ndarray]:
+def _past(key: str, past: Past, time: np.ndarray) -> dict[str, np.ndarray]:
     """Of each event (n,): number of earlier events of its key, days since the last and the first of them, as logarithms."""
-    events = np.sort(stamp)
-    n_earlier, here = earlier(events, stamp), np.searchsorted(events, stamp)
-    columns = {f"log_{key}_earlier_posts": np.log1p(n_earlier)}
-    for name, place in {"last": here - 1, "first": here - n_earlier}.items():
-        days = np.where(n_earlier > 0, stamp - events[place], np.nan) / SECONDS_PER_DAY
-        columns[f"log_{key}_days_since_{name}"] = np.log1p(days)
+    columns = {f"log_{key}_earlier_posts": np.log1p(past.counts())}
+    for name, then in {"last": past.latest(time), "first": past.earliest(time)}.items():
+        columns[f"log_{key}_days_since_{name}"] = np.log1p((time - then) / SECONDS_PER_DAY)
     return columns
 
 

@@ -16,6 +16,7 @@ from kit.features import words
 from kit.run.block import Block
 
 SECONDS_PER_DAY = 86_400
+CONSTANT, OUTSIDE = "one value in every post", "most test posts lie outside its range in the train part"
 OUTSIDE_SHARE = 0.5  # of the test posts may lie outside a column's train range before the column is dropped
 
 
@@ -63,9 +64,15 @@ def block_of(
     if not families or (unknown := sorted(set(families) - set(known))):
         what = f"unknown feature families {unknown}" if families else "no feature family is chosen"
         raise InputError(f"block {name}: {what}; choose from {', '.join(known)}")
-    split = context.posts["split"]
-    frames = [varying(as_learnt(known[family](context), split, family == "posting_time")) for family in families]
-    frames += [varying(frame) for frame in extra]
+    split, dropped, frames = context.posts["split"], {}, []
+    for family, frame in [
+        *((family, known[family](context)) for family in families),
+        *(("", frame) for frame in extra),
+    ]:
+        learnt = as_learnt(frame, split, family in ("posting_time", ""))
+        frames.append(varying(learnt))
+        dropped |= dict.fromkeys(frame.columns.difference(learnt.columns, sort=False), OUTSIDE)
+        dropped |= dict.fromkeys(learnt.columns.difference(frames[-1].columns, sort=False), CONSTANT)
     columns = [name for frame in frames for name in frame]
     if not columns:
         raise InputError(
@@ -78,7 +85,7 @@ def block_of(
         values[:, end - frame.shape[1] : end] = frame
         end -= frame.shape[1]
     categorical = [column for column in columns if column.endswith("_code")]
-    return Block(name, values, columns, categorical, f"posts table: {', '.join(families)}")
+    return Block(name, values, columns, categorical, f"posts table: {', '.join(families)}", dropped=dropped)
 
 
 def numbered(prefix: str, values: np.ndarray) -> pd.DataFrame:

@@ -13,6 +13,8 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.preprocessing import normalize
 
+from kit.features.past import Past
+
 MAX_TERMS = {"word": 200_000, "char": 100_000}  # vocabulary limit of one TF-IDF
 LONGEST_RUN = 3  # characters in a term, at most
 SCRIPTS = {  # ranges of letters, for regular expressions
@@ -207,21 +209,17 @@ def tag_history(long: pd.DataFrame, date: pd.Series) -> pd.DataFrame:
         long: from `long_tags`.
         date: (n_posts,) datetime; only strictly earlier posts count. Posts without a date get NaN.
     """
-    seconds = date.astype("int64").where(date.notna())
-    n_before = (seconds.rank(method="min") - 1).to_numpy()
-    events = long.assign(time=seconds.to_numpy()[long["row"]], n_before=n_before[long["row"]]).dropna(subset="time")
-    events = events.sort_values(["tag", "time"], kind="stable")
-    events["seen"] = events.groupby("tag").cumcount()
-    instants = events.drop_duplicates(["tag", "time"])  # posts of one instant do not know each other
-    last = instants["time"] - instants.groupby("tag")["time"].shift()
-    instants = instants[["tag", "time", "seen"]].assign(days=np.log1p(last / 86_400))
-    events = events.drop(columns="seen").merge(instants, on=["tag", "time"])
-    events["share"] = np.log((events["seen"] + 1) / (events["n_before"] + 1))
-    events["new"] = (events["seen"] == 0).astype(np.float32)
-    grouped = events.groupby("row")
-    stats = grouped[["share", "days"]].agg(["mean", "max", "min"])
+    n_before = date.rank(method="min").to_numpy() - 1
+    uses = long[date.notna().to_numpy()[long["row"]]]
+    time, row = date.astype("int64").to_numpy()[uses["row"]], uses["row"].to_numpy()
+    past = Past(uses["tag"].to_numpy(), time)
+    seen = past.counts()
+    events = pd.DataFrame({"share": np.log((seen + 1) / (n_before[row] + 1))})
+    events["days"] = np.log1p((time - past.latest(time)) / 86_400)
+    grouped = events.groupby(row)
+    stats = grouped.agg(["mean", "max", "min"])
     stats.columns = [f"tag_past_{what}_{stat}" for what, stat in stats.columns]
-    stats["tag_past_new"] = grouped["new"].mean()
+    stats["tag_past_new"] = pd.Series((seen == 0).astype(np.float32)).groupby(row).mean()
     return stats.reindex(range(len(date))).astype(np.float32)
 
 

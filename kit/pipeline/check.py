@@ -35,6 +35,7 @@ from kit.release import smpd
 from kit.release.images import decode_image, file_state
 from kit.run.folds import SCHEMES
 from kit.run.marks import read_mark
+from kit.run.matched import choose_scheme
 
 SAMPLE_FILES, SAMPLE_DECODED = 20_000, 64  # images looked for, and opened
 SURE = 0.05  # share by which a sample must exceed a limit before the whole is sure to
@@ -105,6 +106,7 @@ def check(steps: Sequence[Step], data_dir: Path, run_dir: Path) -> int:
         tell(iter([Finding("data", str(error), "correct the release, or give another folder with --data", True)]))
     else:
         tell(data(posts, data_dir))
+        tell(folds(posts, _parameter(steps, "01", "scheme", "auto")))
     answers = {name: _answer(child) for name, child in children.items()}
     tell(settings(steps, answers.pop("learners"), {path.parent.name for path in run_dir.glob("blocks/*/meta.json")}))
     tell(weights(steps, answers))
@@ -186,11 +188,17 @@ def settings(steps: Sequence[Step], learners: list[str] | str, own_blocks: set[s
         learners: the boosters there are; a text where none can be loaded.
         own_blocks: blocks that the run holds, whoever made them.
     """
-    known = {"model": learners, "scheme": SCHEMES}
-    for number, name, kind in (("05", "model", "model"), ("06", "models", "model"), ("06", "schemes", "scheme")):
+    known = {"model": learners, "scheme": ["auto", *SCHEMES, "matched", "file"]}
+    kinds = (
+        ("01", "scheme", "scheme"),
+        ("05", "model", "model"),
+        ("06", "models", "model"),
+        ("06", "schemes", "scheme"),
+    )
+    for number, name, kind in kinds:
         values = _parameter(steps, number, name, [])
         for value in [values] if isinstance(values, str) else values:
-            if value not in known[kind] and not isinstance(known[kind], str):
+            if value.partition(":")[0] not in known[kind] and not isinstance(known[kind], str):
                 text = f"{number}.{name}: no {kind} {value!r}; there are {', '.join(known[kind])}"
                 yield Finding("parameters", text, "correct it; --list shows the parameters", True)
     for number, name in (("05", "features"), ("06", "sets")):
@@ -205,9 +213,15 @@ def settings(steps: Sequence[Step], learners: list[str] | str, own_blocks: set[s
                           f"correct it, or write that block first; steps make {', '.join(sorted(BLOCKS))}")  # fmt: skip
     schemes = _parameter(steps, "06", "schemes", [])
     scheme = _parameter(steps, "07", "scheme", schemes[0] if schemes else "")
-    if schemes and scheme != schemes[0]:
+    if schemes and scheme not in ("auto", schemes[0]):
         yield Finding("parameters", f"07.scheme is {scheme}, but only {schemes[0]} has test predictions",
                       f"--set 07.scheme={schemes[0]}, or name {scheme} first in 06.schemes", True)  # fmt: skip
+
+
+def folds(posts: pd.DataFrame, wanted: str) -> Iterator[Finding]:
+    """Whose folds decide, and why."""
+    scheme, why = choose_scheme(posts) if wanted == "auto" else (wanted, "set by hand")
+    yield Finding("folds", f"by {scheme} decide: {why}")
 
 
 def weights(steps: Sequence[Step], missing: Mapping[str, list[str] | str]) -> Iterator[Finding]:

@@ -18,10 +18,11 @@ from kit.base.paths import PROJECT_ROOT, shown
 NOTEBOOKS = PROJECT_ROOT / "notebooks"
 DEMO = PROJECT_ROOT / "inputs" / "demo"
 DEMO_POSTS = 5500
-QUICK = {"n_folds": 3, "rounds": 300, "patience": 30, "learning_rate": 0.1}  # boosting of the demo
+QUICK = {"rounds": 300, "patience": 30, "learning_rate": 0.1}  # boosting of the demo
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> parameter -> value; nothing else
     "full": {},
     "demo": {
+        "01": {"n_folds": 3},
         "02": {"clip_model": "smp-tiny", "shots": 24},
         "03": {"cross_folds": 3},
         "04": {"baselines": ["resnet_bert", "vit_bert", "blip"]},  # others would learn nothing from drawn pictures
@@ -75,7 +76,7 @@ def plan(data_dir: Path, run_dir: Path, profile: str, settings: list[str]) -> li
         target, equals, value = setting.partition("=")
         number, dot, name = target.partition(".")
         if not (equals and dot and number and name):
-            raise InputError(f"--set {setting}: expected NN.name=value, e.g. --set 06.n_folds=10")
+            raise InputError(f"--set {setting}: expected NN.name=value, e.g. --set 01.n_folds=10")
         overrides.setdefault(step_number(number), {})[name] = value
     folders = {"data_dir": shown(data_dir), "run_dir": shown(run_dir)}
     steps = [_plan_step(path, overrides.pop(path.stem[:2], {}), folders) for path in notebooks()]

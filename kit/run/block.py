@@ -21,6 +21,7 @@ class Block:
         categorical: the columns that hold integer codes (-1 for missing) and no quantity.
         source: where the numbers come from, for the report.
         external: what from outside the release they rest on, in words (pre-trained weights, crawled data); "" for nothing.
+        dropped: columns that were made and left out, and why; not kept on disk.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Block:
     categorical: list[str] = field(default_factory=list)
     source: str = ""
     external: str = ""
+    dropped: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.values.shape[1] != len(self.columns):

@@ -7,6 +7,8 @@ one team saw SRC 0.93 on it and 0.63 on the server. Scheme "user" keeps authors 
 from __future__ import annotations
 
 import heapq
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,34 @@ SCHEMES = ("user", "time", "plain")
 TEST = -1  # code of a test row
 TRAIN_ONLY = -2  # code of a train row that teaches every fold and is never scored (the oldest posts under "time")
 FIRST_SHARE = 0.5  # of the train posts, the oldest ones, which only teach under "time"
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Which post is scored in which fold, and what does not teach it.
+
+    Attributes:
+        scheme: one of SCHEMES, "matched" or "file".
+        fold: (n_posts,) int8 codes as of `make_folds`.
+        withheld: (n_folds, n_posts) bool: posts that do not teach a fold although `fold_rows` has them on its training
+            side.
+    """
+
+    scheme: str
+    fold: np.ndarray
+    withheld: np.ndarray
+
+    def rows(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Row positions (train_idx, valid_idx) of fold k, both ascending."""
+        train_idx, valid_idx = fold_rows(self.fold, k)
+        return train_idx[~self.withheld[k, train_idx]], valid_idx
+
+    def copies(self, final: bool) -> np.ndarray:
+        """(n_folds + final, n_posts) int8, for `fit_folds(copies=...)`: 0 where a post does not teach a fold.
+
+        The last row of `final` is for the model on all train posts: all ones.
+        """
+        return np.vstack([~self.withheld, np.ones((int(final), len(self.fold)), dtype=bool)]).astype(np.int8)
 
 
 def make_folds(posts: pd.DataFrame, n_folds: int = 5, scheme: str = "user", seed: int = 0) -> np.ndarray:
@@ -99,6 +129,36 @@ def inner_holdout(
     held[order[posts_before < share * len(rows)]] = True
     held[order[-1]] = False  # one author at least stays to be learnt from
     return rows[~held[author]], rows[held[author]]
+
+
+def own_folds(path: Path, posts: pd.DataFrame) -> Folds:
+    """Folds from a CSV file with the columns `pid` and `fold`: each train post once, folds numbered from 0.
+
+    A fold of TRAIN_ONLY (-2) teaches and is never scored; where there is one, the folds run forward in time.
+
+    Raises:
+        InputError: the file is missing or has other columns, posts or folds.
+    """
+    try:
+        table = pd.read_csv(path, dtype={"pid": str})
+        fold_of = table.set_index("pid")["fold"].astype(np.int64)
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path}: expected a CSV file with the columns pid and fold ({error})") from error
+    train = (posts["split"] == "train").to_numpy()
+    pids = posts["Pid"][train]
+    wrong = set(pids).symmetric_difference(fold_of.index)
+    if wrong or fold_of.index.has_duplicates:
+        what = f"{len(wrong)} posts are missing or not of the train part, as {min(wrong)}" if wrong else "pids repeat"
+        raise InputError(f"{path}: {what}; it needs each of the {len(pids):,} train posts once")
+    scored = fold_of[fold_of != TRAIN_ONLY].unique()
+    if not len(scored) or sorted(scored) != list(range(len(scored))) or len(scored) > 100:
+        raise InputError(f"{path}: folds are {sorted(scored)[:10]}; number them 0, 1, 2, ... (-2: teaches only)")
+    fold = np.full(len(posts), TEST, dtype=np.int8)
+    fold[train] = fold_of[pids]
+    folds = Folds("file", fold, np.zeros((len(scored), len(posts)), dtype=bool))
+    for k in range(len(scored)):
+        folds.rows(k)  # refuses a fold that nobody teaches
+    return folds
 
 
 def _user_folds(uid: pd.Series, n_folds: int, seed: int) -> np.ndarray:

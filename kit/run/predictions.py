@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,60 @@ import pandas as pd
 from kit.base.errors import InputError
 from kit.base.files import atomic_path
 from kit.base.metrics import mae, src
-from kit.run.folds import TEST
+from kit.run.directory import Run
+from kit.run.folds import TEST, Folds
 
 
-def write_folds(path: Path, posts: pd.DataFrame, folds: np.ndarray) -> None:
-    """Save ``pid, fold`` of the train posts, so that any other model can be scored on the same folds."""
-    train = folds != TEST
+def write_folds(path: Path, posts: pd.DataFrame, cuts: Mapping[str, Folds]) -> None:
+    """Save the folds of the train posts, so that any other model can be scored on the same ones.
+
+    Columns: `pid`; per scheme the fold in which a post is scored, TRAIN_ONLY (-2) for none; and, where a scheme has such
+    posts, `<scheme>_withheld` with the numbers of the folds that a post does not teach.
+    """
+    train = (posts["split"] == "train").to_numpy()
+    table = {"pid": posts["Pid"][train]}
+    for scheme, folds in cuts.items():
+        table[scheme] = folds.fold[train]
+        if folds.withheld.any():
+            table[f"{scheme}_withheld"] = [" ".join(map(str, np.flatnonzero(row))) for row in folds.withheld.T[train]]
     with atomic_path(path) as temporary:
-        pd.DataFrame({"pid": posts["Pid"][train], "fold": folds[train]}).to_csv(temporary, index=False)
+        pd.DataFrame(table).to_csv(temporary, index=False)
+
+
+def read_folds(run: Run, posts: pd.DataFrame, scheme: str) -> Folds:
+    """Folds of a scheme as 01_eda made them.
+
+    Raises:
+        InputError: the run has no folds by that scheme, or they were made for other posts.
+    """
+    path = run.input("folds.csv", made_by="01_eda")
+    table = pd.read_csv(path, dtype={"pid": str, f"{scheme}_withheld": str})
+    train = (posts["split"] == "train").to_numpy()
+    if scheme not in table or scheme == "pid" or table["pid"].tolist() != posts["Pid"][train].tolist():
+        schemes = [name for name in table if name != "pid" and not name.endswith("_withheld")]
+        raise InputError(
+            f"{path} has no folds by {scheme!r} of this run's posts, but by {', '.join(schemes)}; run 01_eda again"
+        )
+    fold = np.full(len(posts), TEST, dtype=np.int8)
+    fold[train] = table[scheme]
+    withheld = np.zeros((int(fold.max()) + 1, len(posts)), dtype=bool)
+    if f"{scheme}_withheld" in table:
+        numbers = table[f"{scheme}_withheld"].fillna("").str.split()
+        for row, found in zip(np.flatnonzero(train), numbers, strict=True):
+            withheld[[int(k) for k in found], row] = True
+    return Folds(scheme, fold, withheld)
+
+
+def which_schemes(run: Run, asked: Iterable[str]) -> list[str]:
+    """Names of schemes, each once; "auto" becomes the one that decides (table `schemes` of 01_eda) and "user" beside it.
+
+    Where folds by author decide, the second one is "time". The second is left out where 01_eda could not make it.
+    """
+    table = run.read_table("schemes").set_index("scheme")
+    deciding = table.index[table["decides"]][0]
+    second = "time" if deciding == "user" else "user"
+    auto = [deciding, *([second] if table["n"].get(second, 0) else [])]
+    return list(dict.fromkeys(name for one in asked for name in (auto if one == "auto" else [one])))
 
 
 def write_predictions(path: Path, table: pd.DataFrame) -> None:

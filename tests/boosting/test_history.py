@@ -30,14 +30,22 @@ def test_past_sums_and_latest_by_hand():
     values[rng.random(60) < 0.3] = np.nan
     past = Past(key, time)
     sums, latest = past.sums(np.nan_to_num(values)), past.latest(values)
+    counts, recent, earliest = past.counts(), past.counts(within=2), past.earliest(time)
     for i in range(60):
         earlier = (key == key[i]) & (time < time[i])
         assert sums[i] == pytest.approx(np.nansum(values[earlier]), abs=1e-12)
+        assert counts[i] == earlier.sum() and recent[i] == (earlier & (time >= time[i] - 2)).sum()
+        assert earliest[i] == pytest.approx(time[earlier].min() if earlier.any() else np.nan, nan_ok=True)
         times = time[earlier & np.isfinite(values)]
         if len(times):
             assert latest[i] in values[earlier & (time == times.max())]
         else:
             assert np.isnan(latest[i])
+
+
+def test_past_of_nothing():
+    past = Past(np.empty(0, dtype=int), np.empty(0, dtype=int))
+    assert not len(past.counts()) and not len(past.counts(within=3)) and not len(past.earliest(np.empty(0)))
 
 
 def test_label_history_by_hand(shown):

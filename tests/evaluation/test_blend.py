@@ -98,6 +98,28 @@ def test_in_time_only_earlier_folds_have_a_say(calibrate):
     assert np.isnan(before[folds < 0]).all()
 
 
+def test_a_level_that_moves_is_foretold_by_folds_in_time_alone():
+    order = np.arange(700) // 100  # seven periods of 100 posts; the labels rise by 0.6 from one to the next
+    truth = np.random.default_rng(3).normal(8, 1, size=700)
+    label, model = truth + 0.6 * order, truth + np.random.default_rng(4).normal(0, 0.3, size=700)
+    folds = np.where(order == 0, TRAIN_ONLY, order - 1).astype(np.int8)
+    folds[order == 6] = TEST
+    target = np.where(folds == TEST, np.nan, label)
+    oof = {"m": np.where(folds >= 0, model, np.nan)}
+    errors = {}
+    for calibrate in ("auto", "affine", "none"):
+        blend = fit_blend(oof, target, folds, calibrate=calibrate)
+        errors[calibrate] = mae(label[order == 6], blend.predict({"m": model[order == 6]}))
+        if calibrate != "none":
+            assert blend.scores["mae"].iloc[-1] < 1.2  # nested: 0.6 of drift and the noise, not all of the 3.0 so far
+    assert max(errors["auto"], errors["affine"]) < 1.3 and errors["none"] > 3
+    by_author = fit_blend(oof, target, np.where(folds == TRAIN_ONLY, 0, folds), calibrate="affine")
+    assert (
+        abs(by_author.learnt.intercept) < 4
+        and mae(label[order == 6], by_author.predict({"m": model[order == 6]})) > 1.5
+    )
+
+
 def test_scores_per_fold_are_those_of_the_nested_predictions():
     blend = fit_blend({"good": GOOD, "fair": FAIR}, TARGET, FOLDS)
     assert blend.scores["fold"].tolist() == [0, 1, 2, 3] and blend.scores["n"].sum() == SCORED.sum()

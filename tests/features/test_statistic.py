@@ -74,6 +74,8 @@ def test_a_column_that_means_something_else_in_test_is_dropped():
     moved = small_block(POSTS.assign(photo_count=POSTS["photo_count"] + 100 * is_test))
     assert "log_photo_count" not in moved.columns
     assert "year" in moved.columns  # later posts have later times: that is no reason
+    assert "lie outside" in moved.dropped["log_photo_count"] and moved.dropped["ispro"].startswith("one value")
+    assert not set(moved.dropped) & set(moved.columns) and "log_photo_count" not in small_block(POSTS).dropped
 
 
 def test_time_in_utc_and_local():

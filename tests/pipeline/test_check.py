@@ -85,6 +85,7 @@ def test_parameters_that_do_not_fit():
     assert wrong.fatal and "06.sets: feature set 'statistic++clip'" in wrong.text
     (scheme,) = check.settings(_steps(**good | {"n07": {"scheme": "time"}}), LEARNERS, set())
     assert scheme.fatal and "--set 07.scheme=user" in scheme.todo
+    assert list(check.settings(_steps(**good | {"n07": {"scheme": "auto"}}), LEARNERS, set())) == []
 
 
 def test_misspelt_items_are_found_and_blanks_are_none(tmp_path):
@@ -96,7 +97,7 @@ def test_misspelt_items_are_found_and_blanks_are_none(tmp_path):
     (model,) = found("06.models=lightgbm, catbost")
     assert model.fatal and "06.models: no model 'catbost'; there are lightgbm, catboost" in model.text
     (scheme,) = found("06.schemes=user, tiem")
-    assert scheme.fatal and "no scheme 'tiem'; there are user, time, plain" in scheme.text
+    assert scheme.fatal and "no scheme 'tiem'; there are auto, user, time, plain" in scheme.text
     (block,) = found("06.sets=statistic, statistic+clpi")
     assert "06.sets: no step makes a block 'clpi'" in block.text and not block.fatal
     assert found("06.sets=statistic, statistic+mine", own=["mine"]) == []

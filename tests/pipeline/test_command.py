@@ -350,8 +350,8 @@ def test_values_of_the_wrong_type_are_refused(text, kind):
 
 
 def test_settings_win_over_the_profile(tmp_path):
-    steps = {step.number: step for step in plan(tmp_path, tmp_path / "r", "demo", ["06.n_folds=7"])}
-    assert steps["06"].parameters["n_folds"] == 7
+    steps = {step.number: step for step in plan(tmp_path, tmp_path / "r", "demo", ["01.n_folds=7"])}
+    assert steps["01"].parameters["n_folds"] == 7
     assert steps["06"].parameters["rounds"] == PROFILES["demo"]["06"]["rounds"]
 
 
