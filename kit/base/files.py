@@ -108,10 +108,16 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_first(path: Path, value: Any) -> None:
     """Write ``value`` as JSON unless the file is there: of several processes the first one's stays, whole."""
-    with atomic_path(path.with_name(f"first.{path.name}")) as temporary:
-        temporary.write_text(json.dumps(value), encoding="utf-8")
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
+    own = path.with_name(f".{path.stem}.{os.getpid()}.first{path.suffix}")
+    write_json(own, value)
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links: the last one's stays
+        os.replace(own, path)
+    finally:
+        own.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

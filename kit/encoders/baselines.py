@@ -23,7 +23,7 @@ from kit.run.block import Block
 def baseline_block(
     name: str, posts: pd.DataFrame, texts: Sequence[str], shard_dir: str | Path, *, train_rows: np.ndarray,
     components: int = 32, models: Mapping[str, str] | None = None, weights_dir: str | Path = WEIGHTS_DIR,
-    download: bool = False, max_bad_share: float = 0.2, pooling: str = "mean", **options: Any,
+    download: bool = False, max_bad_share: float = 0.2, **options: Any,
 ) -> Block:  # fmt: skip
     """Block of a baseline: principal components of its image and text features, and for BLIP their cosine.
 
@@ -39,7 +39,6 @@ def baseline_block(
         models: network -> model, e.g. ``{"resnet": "resnet101", "bert": "local-dir:FOLDER"}``; see ``NETWORKS``.
         download: fetch weights that are not on this computer.
         max_bad_share: share of unreadable images above which the call fails.
-        pooling: of BERT's last layer: "mean" over the tokens (start and end among them), or "cls", the first token.
         options: ``precision``, ``devices``, ``batch_size``, ``shard_size`` of ``kit.encoders.bulk``.
     Returns:
         Columns ``<name>_image_00`` ..., NaN where the image could not be read, and ``<name>_text_00`` ..., as far as the
@@ -65,7 +64,7 @@ def baseline_block(
         del encoder
         gc.collect()  # networks hold references in circles
     if network := baseline.text:
-        encoder = networks.load_text_encoder(network, models[network], found[network], pooling)
+        encoder = networks.load_text_encoder(network, models[network], found[network])
         text_emb = encode_texts(texts, encoder, shard_dir / f"{network}_texts", **options)
     return clip_block(
         image_emb, text_emb, image_ok, train_rows, components, cosine=baseline.joint, name=name,

@@ -47,17 +47,10 @@ def load_image_encoder(network: str, model: str, path: Path) -> ImageEncoder:
         return {"resnet": _resnet, "blip": _blip_image}.get(network, _timm)(model, path)
 
 
-def load_text_encoder(network: str, model: str, path: Path, pooling: str = "mean") -> TextEncoder:
-    """The text side of a network (arguments as in ``load_image_encoder``; ``network`` is "bert", "minilm" or "blip").
-
-    Args:
-        pooling: of BERT: "mean" over the tokens or "cls", the first one. The mean is the usual choice for a BERT that was
-            not trained further: its first token was trained for the next-sentence task alone.
-    """
-    if pooling not in ("mean", "cls"):
-        raise InputError(f"pooling is '{pooling}'; choose mean or cls")
+def load_text_encoder(network: str, model: str, path: Path) -> TextEncoder:
+    """The text side of a network (arguments as in ``load_image_encoder``; ``network`` is "bert", "minilm" or "blip")."""
     with _loading(model, path):
-        return _blip_text(model, path) if network == "blip" else _bert(model, path, pooling, unit=network == "minilm")
+        return _blip_text(model, path) if network == "blip" else _bert(model, path, unit=network == "minilm")
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -104,18 +97,19 @@ class TokenTower(nn.Module):
         return self.pool(ids, mask.long())
 
 
-class PooledText(nn.Module):
-    """A transformer that gives one vector per text: the mean of its last layer over the tokens, or the first token."""
+class MeanToken(nn.Module):
+    """A transformer that gives one vector per text: the mean of its last layer over the tokens.
 
-    def __init__(self, model: nn.Module, pooling: str):
+    For a BERT that was not trained further the mean is the usual choice: its first token was trained for the
+    next-sentence task alone.
+    """
+
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.pooling = model, pooling
+        self.model = model
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        if self.pooling == "cls":
-            return hidden[:, 0]
-        weights = mask[:, :, None].float()
+        hidden, weights = self.model(input_ids=ids, attention_mask=mask).last_hidden_state, mask[:, :, None].float()
         return (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)
 
 
@@ -181,11 +175,11 @@ def _timm(model: str, path: Path) -> ImageEncoder:
     return ImageEncoder(model, module, prepare, mean, std, settings=repr(transform), made_by=__name__)
 
 
-def _bert(model: str, path: Path, pooling: str, unit: bool) -> TextEncoder:
+def _bert(model: str, path: Path, unit: bool) -> TextEncoder:
     module = _pretrained(transformers.AutoModel, path)
     if hasattr(module, "pooler"):
         module.pooler = None  # behind the last layer; random where the file has none
-    return _text_encoder(model, PooledText(module, pooling), path, module.config, pooling, unit)
+    return _text_encoder(model, MeanToken(module), path, module.config, unit)
 
 
 def _blip_image(model: str, path: Path) -> ImageEncoder:
@@ -207,12 +201,10 @@ def _blip_text(model: str, path: Path) -> TextEncoder:
     return _text_encoder(f"{model} text", module, path, both.config.text_config, unit=True)
 
 
-def _text_encoder(
-    name: str, pool: nn.Module, path: Path, config: Any, pooling: str = "", unit: bool = False
-) -> TextEncoder:
+def _text_encoder(name: str, pool: nn.Module, path: Path, config: Any, unit: bool) -> TextEncoder:
     tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     tower = TokenTower(name, pool, tokenizer, config)
-    return TextEncoder(name, tower, unit, settings=[pooling, tower.words()], made_by=__name__)
+    return TextEncoder(name, tower, unit, settings=tower.words(), made_by=__name__)
 
 
 def _pretrained(kind: Any, path: Path) -> nn.Module:

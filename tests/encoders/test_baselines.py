@@ -93,11 +93,11 @@ def pictures(posts):
 
 
 @torch.no_grad()
-def bert_features(module, folder, pooling="mean"):
+def bert_features(module, folder):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     inputs = [tokenizer(text, truncation=True, max_length=128, return_tensors="pt") for text in TEXTS]
     hidden = [module(**one).last_hidden_state[0] for one in inputs]
-    return torch.stack([states.mean(dim=0) if pooling == "mean" else states[0] for states in hidden])
+    return torch.stack([states.mean(dim=0) for states in hidden])
 
 
 def check_features(found, expected, images=True):
@@ -122,7 +122,7 @@ def test_resnet_and_bert_equal_the_networks_themselves(saved, posts, tmp_path):
 
 def test_vit_equals_the_network_itself(saved, posts, tmp_path):
     root, modules = saved
-    block = make("vit_bert", posts, root, tmp_path / "shards", pooling="cls")
+    block = make("vit_bert", posts, root, tmp_path / "shards")
     config = {**timm.data.resolve_data_config({}, model=modules["vit"]), "input_size": (3, 32, 32)}
     assert config["mean"] == (0.4, 0.5, 0.6)
     transform = timm.data.create_transform(**config, is_training=False)
@@ -130,7 +130,7 @@ def test_vit_equals_the_network_itself(saved, posts, tmp_path):
         features = modules["vit"].forward_features(torch.stack([transform(image) for image in pictures(posts)]))
         expected = modules["vit"].forward_head(features, pre_logits=True)
     check_features(part(block, "image"), expected)
-    check_features(part(block, "text"), bert_features(modules["bert"], root / "bert", "cls"), images=False)
+    check_features(part(block, "text"), bert_features(modules["bert"], root / "bert"), images=False)
 
 
 def test_blip_equals_the_network_itself(saved, posts, tmp_path):
@@ -206,8 +206,6 @@ def test_everything_is_encoded_once_and_bert_for_both_blocks(saved, posts, tmp_p
     other = make("vit_bert", posts, root, tmp_path / "shards")
     assert sum(rows) == 5  # images alone
     np.testing.assert_array_equal(part(other, "text"), part(first, "text"))
-    make("vit_bert", posts, root, tmp_path / "shards", pooling="cls")
-    assert sum(rows) == 5 + 5  # another feature of the same network is not mixed up with this one
 
 
 def test_other_weights_or_preprocessing_have_another_fingerprint(saved, tmp_path):

@@ -21,6 +21,7 @@ from torch import nn
 
 from kit.base import code
 from kit.base.errors import InputError
+from kit.base.files import read_json, write_first
 from kit.base.paths import PROJECT_ROOT
 from kit.encoders import job, precision
 from kit.encoders.bulk import encode_images, encode_shard, encode_strings, encode_texts
@@ -318,6 +319,13 @@ def test_float32_shards_of_another_device_are_kept(tmp_path, monkeypatch):
         (folder / "00001.npz").unlink()
         encode_texts(["a", "bb", "ccc", "dddd"], encoder, folder, shard_size=2)
         assert sorted(encoder.seen) == (["ccc", "dddd"] if kept else ["a", "bb", "ccc", "dddd"])
+
+
+def test_the_first_finding_stays(tmp_path):
+    for found in ("float16", "float32"):
+        write_first(tmp_path / "precision.json", {"precision": found})
+    assert [path.name for path in tmp_path.iterdir()] == ["precision.json"]
+    assert read_json(tmp_path / "precision.json") == {"precision": "float16"}
 
 
 def test_a_network_is_cast_once_per_process(clip, tmp_path, monkeypatch):
