@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from kit.base.shares import largest_remainder
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=20), st.integers(1, 300))
 def test_whole_numbers_nearest_to_the_shares(counts, total):
     counts = np.array(counts)

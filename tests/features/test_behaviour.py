@@ -119,7 +119,7 @@ ROW = st.tuples(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(ROW, min_size=1, max_size=15), st.booleans())
 def test_odd_tables(rows, alone):
     posts = table(*(("a", *row[1:]) if alone else row for row in rows))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.base.errors import InputError
@@ -47,7 +47,6 @@ def read_both(text: str, piece: int) -> None:
         assert table_of(found) == table_of(whole) and list(found) == list(whole)
 
 
-@settings(deadline=None)
 @given(st.lists(st.dictionaries(NAME, VALUE, max_size=4), max_size=6), st.integers(1, 60), LAYOUT, st.booleans())
 def test_rows_in_pieces(rows, piece, layout, alike):
     if alike and rows:
@@ -55,7 +54,6 @@ def test_rows_in_pieces(rows, piece, layout, alike):
     read_both(json.dumps(rows, **layout), piece)
 
 
-@settings(deadline=None)
 @given(st.lists(NAME, unique=True, max_size=3), st.permutations(range(4)), st.data(), st.integers(1, 60), LAYOUT)
 def test_columns_in_pieces(names, order, data, piece, layout):
     columns = {name: {str(row): data.draw(VALUE) for row in order} for name in names}

@@ -195,7 +195,7 @@ FIELDS = {
 FIELD = st.sampled_from([(role, name) for role, names in FIELDS.items() for name in names])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(FIELD, st.integers(0, 3), ODD), min_size=1, max_size=12))
 def test_odd_values_are_read_and_written_or_refused(changes):
     with tempfile.TemporaryDirectory() as folder:
