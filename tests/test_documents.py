@@ -1,6 +1,8 @@
 """What README and its kin name exists: files, notebooks, parameters, modules, options, words of the registries."""
 
+import ast
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -27,6 +29,15 @@ def test_files_exist(name):
 def test_parameters_exist(name):
     known = {f"{path.stem[:2]}.{parameter}" for path in notebooks() for parameter in read_parameters(path)}
     assert set(re.findall(r"(?:`|--set[ =])(\d\d\.[a-z]\w+)", TEXTS[name])) <= known
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
+def test_every_parameter_of_a_notebook_can_be_set(path):
+    """A second "=" in its line, as in its comment, hides a parameter from papermill."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    cell = next(cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    written = [node.target.id for node in ast.parse("".join(cell["source"])).body]
+    assert list(read_parameters(path)) == written
 
 
 @each_text
