@@ -149,33 +149,32 @@ def method_table(
 def _learn(
     matrix, target, folds, teach_idx: np.ndarray, scored: np.ndarray, *, fit: Callable, calibrate: str
 ) -> Calibrated:
-    """What the posts `teach_idx` teach: mix, line and limits; nothing else is read.
-
-    Whether a line pays ("auto") is judged among these posts: each of their folds by the line of the others (in time: of
-    the earlier ones) on the mix of all. Where they are of one fold, the line is taken: two numbers fit no noise.
-    """
+    """What the posts `teach_idx` teach: mix, line, level and limits; nothing else is read."""
     low, high = np.nanmin(target[teach_idx]), np.nanmax(target[teach_idx])
     rows = teach_idx[scored[teach_idx]]  # those with predictions of all models
     if not len(rows):
         return Calibrated(fusion.equal(matrix), 1.0, 0.0, low, high)
-    mix = fit(matrix[rows], target[rows])
+    mix, forward = fit(matrix[rows], target[rows]), (folds == TRAIN_ONLY).any()
     mixed, label, fold = mix(matrix[rows]), target[rows], folds[rows]
-    forward, levelled = (folds == TRAIN_ONLY).any(), calibrate != "none"
-    if calibrate == "auto" and len(np.unique(fold)) == 1:
-        calibrate = "affine"
-    elif calibrate == "auto":
-        lined = mixed.copy()
-        for k in np.unique(fold):
-            others = (fold < k) if forward else (fold != k)
-            if others.any():
-                slope, intercept = _line(mixed[others], label[others])
-                lined[fold == k] = slope * mixed[fold == k] + intercept
-        plain, lined = (np.abs(label - np.clip(values, low, high)).mean() for values in (mixed, lined))
-        calibrate = "affine" if lined < plain else "none"
-    slope, intercept = _line(mixed, label) if calibrate == "affine" else (1.0, 0.0)
-    if forward and levelled:
+    lined = calibrate == "affine" or (calibrate == "auto" and _line_pays(mixed, label, fold, forward, (low, high)))
+    slope, intercept = _line(mixed, label) if lined else (1.0, 0.0)
+    if forward and calibrate != "none":
         intercept += next_level(label - slope * mixed - intercept, fold)
     return Calibrated(mix, slope, intercept, low, high)
+
+
+def _line_pays(mixed: np.ndarray, label: np.ndarray, fold: np.ndarray, forward: bool, limits: tuple) -> bool:
+    """Whether a line lowers the MAE of folds it was not fitted on: each by the line of the others (in time: of the earlier).
+
+    Where all posts are of one fold, the line is taken: two numbers fit no noise.
+    """
+    numbers, lined = np.unique(fold), mixed.copy()
+    for k in numbers:
+        others = (fold < k) if forward else (fold != k)
+        if others.any():
+            slope, intercept = _line(mixed[others], label[others])
+            lined[fold == k] = slope * mixed[fold == k] + intercept
+    return len(numbers) == 1 or mae(label, np.clip(lined, *limits)) < mae(label, np.clip(mixed, *limits))
 
 
 def _line(mixed: np.ndarray, target: np.ndarray) -> tuple[float, float]:
