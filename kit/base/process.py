@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 HEADLESS = "KIT_PIPELINE"  # environment variable: process id of the pipeline that started the notebook; unset by hand
-PARAMETERS = "KIT_PARAMETERS"  # the same for the parameters that the pipeline gave the notebook, as JSON
+PARAMETERS = "KIT_PARAMETERS"  # environment variable: the parameters that the pipeline gave the notebook, as JSON
 WRITE = "KIT_WRITE"  # environment variable: set where notebooks run by hand may replace results without write=True
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 _working_in: dict[Path, int] = {}  # run directory -> descriptor that holds it as long as this process lives

@@ -55,10 +55,15 @@ def main(arguments: list[str] | None = None) -> int:
             return subprocess.call([sys.executable, "-m", "pytest", *options.test], cwd=PROJECT_ROOT)
         if options.lab:
             return _lab()
-        return _run(options, arguments)
+        status = _run(options, arguments)
+        sys.stdout.flush()
+        return status
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read what is printed has gone, as in ./run_all.sh --list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         if not (trouble := write_trouble(error, Path(error.filename or "outputs"))):
             raise

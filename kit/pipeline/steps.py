@@ -7,12 +7,12 @@ import ast
 import os
 import shlex
 import shutil
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kit.base.errors import InputError
+from kit.base.files import read_json
 from kit.base.paths import PROJECT_ROOT, shown
 
 NOTEBOOKS = PROJECT_ROOT / "notebooks"
@@ -181,19 +181,17 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
         InputError: the file is no notebook.
         ValueError: it declares none, or one without type or literal default.
     """
-    import papermill
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # papermill has no wish to warn about here
-            found = papermill.inspect_notebook(str(notebook))
-    except Exception as error:
+        cells = [cell for cell in read_json(notebook)["cells"] if "parameters" in cell["metadata"].get("tags", [])]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{notebook} cannot be read as a notebook ({error}): restore it from the project") from error
-    parameters = {}
-    for name, entry in found.items():
-        if entry["inferred_type_name"] in ("None", ""):
-            raise ValueError(f"{notebook.name}: parameter {name} has no type; write {name}: int = ...")
-        parameters[name] = Parameter(ast.literal_eval(entry["default"]), entry["inferred_type_name"], entry["help"])
+    source = "".join(cells[0]["source"]) if cells else ""
+    lines, parameters = source.splitlines(), {}
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.AnnAssign) or node.value is None:
+            raise ValueError(f"{notebook.name}: {ast.unparse(node)} is no parameter; write name: type = value  # help")
+        comment = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().partition("#")[2].strip()
+        parameters[node.target.id] = Parameter(ast.literal_eval(node.value), ast.unparse(node.annotation), comment)
     if not parameters:
         raise ValueError(f"{notebook.name} has no cell tagged 'parameters'")
     return parameters

@@ -23,7 +23,7 @@ from kit.base.process import is_alive
 from kit.pipeline import notebook, steps
 from kit.pipeline.command import main
 from kit.pipeline.notebook import StepFailed
-from kit.pipeline.steps import CALLED_FROM, PROFILES, parse_value, plan
+from kit.pipeline.steps import CALLED_FROM, PROFILES, parse_value, plan, read_parameters
 from kit.run.directory import ABSENT, Run
 from kit.viz import report
 
@@ -298,6 +298,13 @@ def test_an_unknown_option_exits(chain):
     assert stop.value.code == 2
 
 
+def test_a_reader_that_goes_away_ends_it_quietly(chain):
+    command = [sys.executable, "-m", "kit.pipeline", "--list"]
+    process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.communicate()[1] == "" and process.returncode == 141
+
+
 def test_output_that_cannot_be_written(chain, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert chain("--out", str(tmp_path / "file")) == 2
@@ -347,6 +354,28 @@ def test_values_get_the_declared_type(text, kind, value):
 def test_values_of_the_wrong_type_are_refused(text, kind):
     with pytest.raises(InputError, match="01.x"):
         parse_value(text, kind, "01.x")
+
+
+def test_parameters_are_read_as_they_stand(tmp_path):
+    cell = """
+n: int = 1  # how many, e.g. n=2 # or more
+names: list[str] = [
+    "größe", "b=c",
+]  # names as a=b
+plain: str = "#"
+"""
+    _notebook(tmp_path, "01_first", parameters=cell)
+    found = {name: (p.default, p.type_name, p.help) for name, p in read_parameters(tmp_path / "01_first.ipynb").items()}
+    assert found == {
+        "n": (1, "int", "how many, e.g. n=2 # or more"), "names": (["größe", "b=c"], "list[str]", "names as a=b"),
+        "plain": ("#", "str", ""),
+    }  # fmt: skip
+    _notebook(tmp_path, "01_first", parameters="n = 1")
+    with pytest.raises(ValueError, match="n = 1 is no parameter; write name: type = value"):
+        read_parameters(tmp_path / "01_first.ipynb")
+    (tmp_path / "01_first.ipynb").write_text("{")
+    with pytest.raises(InputError, match="cannot be read as a notebook"):
+        read_parameters(tmp_path / "01_first.ipynb")
 
 
 def test_settings_win_over_the_profile(tmp_path):
