@@ -111,17 +111,18 @@ def fit_folds(
     )
     fitter = _Fitter(block, target, posts, training, params, machine.threads_of_fit(len(target)), device, teachers)
 
+    sides = [TrainingSide(fold_rows(folds, k)[0], weight[k], copies[k]) for k in range(n_folds)]
+
     def fold(k: int) -> dict:
-        train_idx, valid_idx = fold_rows(folds, k)
-        side = TrainingSide(train_idx, weight[k], copies[k])
-        return store.get(f"fold_{k}", side, lambda: fitter.fit(side, valid_idx))
+        return store.get(f"fold_{k}", sides[k], lambda: fitter.fit(sides[k], fold_rows(folds, k)[1]))
 
     parts = [fold(k) for k in progress(range(n_folds), label=f"{training.model} folds", unit="fold")]
     test_idx = np.flatnonzero(folds == TEST)
     test = np.full(len(test_idx), np.nan)
     if training.final:
-        n_trees = round(np.mean([part["rounds"] for part in parts]))
         side = TrainingSide(np.flatnonzero(folds != TEST), weight[-1], copies[-1])
+        more = [len(side.kept(side.rows)) / len(one.kept(one.rows)) for one in sides] if training.stop_share else 1
+        n_trees = round(np.mean(np.multiply(more, [part["rounds"] for part in parts])))  # more posts bear more trees
         test = store.get("final", side, lambda: fitter.fit(side, test_idx, n_trees), n_trees)["prediction"]
     columns = [*block.columns, *(TAUGHT if training.taught else ())]
     result = collect(training.model, device, columns, target, folds, parts, test)

@@ -291,6 +291,26 @@ def test_early_stopping_sees_every_held_out_post_once_whatever_the_weights(model
     assert weighted.scores["rounds"].min() > 5 and abs(weighted.summary()["mae"] - plain.summary()["mae"]) < 0.05
 
 
+def test_the_final_model_has_more_trees_as_it_has_more_posts(monkeypatch, tmp_path):
+    calls = spied_fits(monkeypatch)
+    grown = []
+    real = LEARNERS["lightgbm"].fit
+    monkeypatch.setattr(
+        LEARNERS["lightgbm"],
+        "fit",
+        lambda self, rows, rounds, *stop: grown.append(rounds) or real(self, rows, rounds, *stop),
+    )
+    folds = make_folds(POSTS, 3, "time")
+    copies = np.ones((4, len(POSTS)))
+    copies[0, np.flatnonzero(folds == TRAIN_ONLY)[::2]] = 0  # withheld from the first fold
+    result = fit(folds=folds, copies=copies)
+    n_taught = [copies[k, fold_rows(folds, k)[0]].sum() for k in range(3)]
+    expected = np.mean(result.scores["rounds"] * (folds != TEST).sum() / n_taught)
+    assert grown[-1] == round(expected) > result.scores["rounds"].mean() and len(calls) == 7
+    fit(folds=folds, stop_share=0)
+    assert grown[-1] == LEAN["rounds"]
+
+
 def test_without_the_final_model_the_test_part_is_not_predicted():
     full, lean = fit(), fit(final=False)
     assert np.array_equal(full.oof, lean.oof, equal_nan=True) and np.isnan(lean.test).all()
