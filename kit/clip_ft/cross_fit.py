@@ -16,73 +16,45 @@ from kit.base.files import atomic_path, digest, hash_array
 from kit.base.machine import usable_cores
 from kit.base.tasks import map_tasks
 from kit.clip_ft.export import SCORES, Export, export_posts
-from kit.clip_ft.jobs import open_job, write_job
+from kit.clip_ft.jobs import Job, open_job, write_job
 from kit.clip_ft.prototypes import Prototypes, mean_directions
-from kit.clip_ft.texts import TextBank
-from kit.clip_ft.train import Settings, TrainingData, train, training_key
-from kit.encoders.clip import Clip
+from kit.clip_ft.train import TrainingData
 
 
-def cross_fit(
-    clip: Clip,
-    bank: TextBank,
-    prototypes: Prototypes,
-    data: TrainingData,
-    text: np.ndarray,
-    settings: Settings,
-    folds: np.ndarray,
-    export: Export,
-    folder: Path,
-    clip_dir: Path,
-    workers: int = 0,
-) -> Export:
+def cross_fit(job: Job, export: Export, folder: Path, clip_dir: Path, workers: int = 0) -> Export:
     """``export`` with the scores and losses of train posts replaced by those of models that never met their authors.
 
     Args:
-        clip, bank, prototypes, data, settings: as for ``train``; set ``settings.epochs`` to the best epoch found there.
-        text: (n_posts, d) text features the textual prototypes are made from.
-        folds: (n_posts,) int, the fold of each train post, authors never split; negative elsewhere.
-        export: of the model trained on all fitting rows; its features and its test rows are kept.
+        job: with text and folds; set ``settings.epochs`` to the best epoch of the model trained on all fitting rows.
+        export: of that model; its features and its test rows are kept.
         folder: where each fold keeps its files, ``fold_<k>/``; a finished fold is read, a cut one goes on.
-        clip_dir: the folder ``clip`` was loaded from.
+        clip_dir: the folder ``job.clip`` was loaded from.
         workers: processes that train folds side by side; 0: as many as there are GPUs, each with its own. With one or
             none, the folds are trained one after another in this process.
     """
     if (workers or torch.cuda.device_count()) > 1:
-        _score_in_workers(clip_dir, bank, prototypes, data, text, settings, folds, folder, workers)
+        _score_in_workers(job, folder, clip_dir, workers)
     scores, losses, out_of_fold = export.scores.copy(), export.losses.copy(), export.out_of_fold.copy()
-    for fold in np.unique(folds[folds >= 0]):
-        path = score_fold(clip, bank, prototypes, data, text, settings, folds, fold, folder / f"fold_{fold}")
-        with np.load(path) as found:
+    for fold in np.unique(job.folds[job.folds >= 0]):
+        with np.load(score_fold(job, fold, folder / f"fold_{fold}")) as found:
             rows = found["rows"]
             scores[rows], losses[rows], out_of_fold[rows] = found["scores"], found["losses"], True
     return replace(export, scores=scores, losses=losses, out_of_fold=out_of_fold)
 
 
-def score_fold(
-    clip: Clip,
-    bank: TextBank,
-    prototypes: Prototypes,
-    data: TrainingData,
-    text: np.ndarray,
-    settings: Settings,
-    folds: np.ndarray,
-    fold: int,
-    folder: Path,
-) -> Path:
+def score_fold(job: Job, fold: int, folder: Path) -> Path:
     """Train on all other folds and score the posts of ``fold``; no post of the fold is in a prototype.
 
     Depends on no other fold. Writes ``scores.npz`` (key, rows, scores, losses) into ``folder``, last of all, and returns
-    its path; one made with the same data, settings and code is kept. Arguments as for ``cross_fit``.
+    its path; one made with the same data, settings and code is kept.
     """
-    rows, path = np.flatnonzero(folds == fold), folder / "scores.npz"
-    others = replace(data, fit_rows=np.flatnonzero((folds >= 0) & (folds != fold)), valid_rows=rows[:0])
-    reduced = without_posts(prototypes, data, text, rows)
-    key = training_key(clip, bank, reduced, others, settings)
-    key = digest([key, hash_array(rows), code_of("kit.clip_ft.cross_fit")])
+    rows, path = np.flatnonzero(job.folds == fold), folder / "scores.npz"
+    others = np.flatnonzero((job.folds >= 0) & (job.folds != fold))
+    data = replace(job.data, fit_rows=others, valid_rows=rows[:0])
+    job = replace(job, data=data, prototypes=without_posts(job.prototypes, data, job.text, rows))
+    key = digest([job.key(), hash_array(rows), code_of("kit.clip_ft.cross_fit")])
     if not _is_made(path, key):
-        trained = train(clip, bank, reduced, others, settings, folder)
-        found = export_posts(trained.model, bank, others, rows)
+        found = export_posts(job.train(folder).model, job.bank, data, rows)
         with atomic_path(path) as temporary:
             np.savez(temporary, key=key, rows=rows, scores=found.scores[rows], losses=found.losses[rows])
     return path
@@ -100,20 +72,18 @@ class FoldTask:
 def score_task(task: FoldTask) -> None:
     """``score_fold`` in a process of its own, on the GPU it was given."""
     job = open_job(task.job, torch.device("cuda" if torch.cuda.is_available() else "cpu"), task.workers)
-    text, folds, place = job.more["text"], job.more["folds"], task.job.with_name(f"fold_{task.fold}")
-    score_fold(job.clip, job.bank, job.prototypes, job.data, text, job.settings, folds, task.fold, place)
+    score_fold(job, task.fold, task.job.with_name(f"fold_{task.fold}"))
 
 
-def _score_in_workers(clip_dir, bank, prototypes, data, text, settings, folds, folder, workers: int) -> None:
-    """Let worker processes make the files of the folds, which the caller then finds (arguments as for ``cross_fit``)."""
-    job = folder / "job"
-    write_job(job, clip_dir, bank, prototypes, data, settings, text=text, folds=folds)
+def _score_in_workers(job: Job, folder: Path, clip_dir: Path, workers: int) -> None:
+    """Let worker processes make the files of the folds, which the caller then finds."""
+    write_job(folder / "job", job, clip_dir)
     on_gpus, n = not workers, workers or torch.cuda.device_count()
-    tasks = [FoldTask(job, int(fold), n) for fold in np.unique(folds[folds >= 0])]
+    tasks = [FoldTask(folder / "job", int(fold), n) for fold in np.unique(job.folds[job.folds >= 0])]
     cpus = max(1, usable_cores() // n)
     for _ in map_tasks(score_task, tasks, cpus=cpus, gpus=int(on_gpus), cores=cpus * n, label="CLIP_FT", unit="fold"):
         pass
-    shutil.rmtree(job)
+    shutil.rmtree(folder / "job")
 
 
 def without_posts(prototypes: Prototypes, data: TrainingData, text: np.ndarray, rows: np.ndarray) -> Prototypes:

@@ -12,37 +12,49 @@ import torch
 from kit.base.files import atomic_path, read_json, write_json
 from kit.clip_ft.prototypes import Prototypes, load_prototypes
 from kit.clip_ft.texts import TextBank
-from kit.clip_ft.train import Settings, TrainingData, tower_dtype
+from kit.clip_ft.train import Settings, Trained, TrainingData, tower_dtype, train, training_key
 from kit.encoders.clip import Clip, load_clip
 
 
 @dataclass(frozen=True)
 class Job:
-    """What ``train`` takes, and further arrays by name."""
+    """One training: what ``train`` takes, and what ``cross_fit`` needs beside it.
+
+    Attributes:
+        clip, bank, prototypes, data, settings: as for ``train``.
+        text: (n_posts, d) text features the textual prototypes are made from.
+        folds: (n_posts,) int, the fold of each train post, authors never split; negative elsewhere.
+    """
 
     clip: Clip
     bank: TextBank
     prototypes: Prototypes
     data: TrainingData
     settings: Settings
-    more: dict[str, np.ndarray]
+    text: np.ndarray | None = None
+    folds: np.ndarray | None = None
+
+    def train(self, folder: Path) -> Trained:
+        """``train`` of this job, its files in ``folder``."""
+        return train(self.clip, self.bank, self.prototypes, self.data, self.settings, folder)
+
+    def key(self) -> str:
+        """``training_key`` of this job."""
+        return training_key(self.clip, self.bank, self.prototypes, self.data, self.settings)
 
 
-def write_job(
-    folder: Path, clip_dir: Path, bank: TextBank, prototypes: Prototypes, data: TrainingData, settings: Settings,
-    **more: np.ndarray,
-) -> None:  # fmt: skip
+def write_job(folder: Path, job: Job, clip_dir: Path) -> None:
     """Put everything but the CLIP model, which lies in ``clip_dir``, into ``folder``."""
-    prototypes.save(folder / "prototypes")
-    arrays = {"image": data.image, "labels": data.labels, "fit_rows": data.fit_rows, "valid_rows": data.valid_rows}
-    arrays |= {} if data.image_ok is None else {"image_ok": data.image_ok}
-    for name, values in (arrays | more).items():
+    job.prototypes.save(folder / "prototypes")
+    data = {name: values for name, values in vars(job.data).items() if values is not None}
+    more = {name: values for name in ("text", "folds") if (values := getattr(job, name)) is not None}
+    for name, values in (data | more).items():
         with atomic_path(folder / f"{name}.npy") as temporary:
             np.save(temporary, values)
     with atomic_path(folder / "texts.parquet") as temporary:
-        pd.DataFrame({"text": bank.texts}).to_parquet(temporary, index=False)
-    content = {"clip": clip_dir, "settings": asdict(settings), "bank": bank.options}
-    write_json(folder / "job.json", content | {"data": sorted(arrays), "more": sorted(more)})
+        pd.DataFrame({"text": job.bank.texts}).to_parquet(temporary, index=False)
+    content = {"clip": clip_dir, "settings": asdict(job.settings), "bank": job.bank.options}
+    write_json(folder / "job.json", content | {"data": list(data), "more": list(more)})
 
 
 def open_job(folder: Path, device: torch.device, world: int) -> Job:
@@ -55,4 +67,4 @@ def open_job(folder: Path, device: torch.device, world: int) -> Job:
     options["cache_share"] /= world  # every process holds its own copy
     texts = pd.read_parquet(folder / "texts.parquet")["text"].to_numpy()
     bank = TextBank(clip.text, texts, dtype=tower_dtype(settings.precision, device), **options)
-    return Job(clip, bank, load_prototypes(folder / "prototypes"), TrainingData(**data), settings, more)
+    return Job(clip, bank, load_prototypes(folder / "prototypes"), TrainingData(**data), settings, **more)

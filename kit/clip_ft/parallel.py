@@ -18,38 +18,26 @@ import torch.distributed as dist
 
 from kit.base.paths import PROJECT_ROOT
 from kit.base.process import end_with_runner
-from kit.clip_ft.jobs import open_job, write_job
-from kit.clip_ft.prototypes import Prototypes
-from kit.clip_ft.texts import TextBank
-from kit.clip_ft.train import Settings, Trained, TrainingData, is_trained, train, training_key
-from kit.encoders.clip import Clip
+from kit.clip_ft.jobs import Job, open_job, write_job
+from kit.clip_ft.train import Trained, is_trained
 
 
-def fit(
-    clip: Clip,
-    bank: TextBank,
-    prototypes: Prototypes,
-    data: TrainingData,
-    settings: Settings,
-    folder: Path,
-    clip_dir: Path,
-    processes: int = 1,
-) -> Trained:
-    """``train``, in this process or in several.
+def fit(job: Job, folder: Path, clip_dir: Path, processes: int = 1) -> Trained:
+    """The job trained, in this process or in several.
 
     Args:
-        clip, bank, prototypes, data, settings, folder: as for ``train``.
-        clip_dir: the folder ``clip`` was loaded from.
+        job: what to train.
+        folder: where the checkpoint lies.
+        clip_dir: the folder ``job.clip`` was loaded from.
         processes: number of processes, each with a GPU of its own where there are so many; 1 = this process.
     Raises:
         RuntimeError: the processes failed; their own message is in the output above.
     """
-    if processes > 1 and not is_trained(folder, training_key(clip, bank, prototypes, data, settings), settings):
-        job = folder / "job"
-        write_job(job, clip_dir, bank, prototypes, data, settings)
-        run_torchrun(job, processes)
-        shutil.rmtree(job)
-    return train(clip, bank, prototypes, data, settings, folder)
+    if processes > 1 and not is_trained(folder, job.key(), job.settings):
+        write_job(folder / "job", job, clip_dir)
+        run_torchrun(folder / "job", processes)
+        shutil.rmtree(folder / "job")
+    return job.train(folder)
 
 
 def run_torchrun(job: Path, n_processes: int) -> None:
@@ -70,8 +58,7 @@ def worker(job: Path) -> None:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        todo = open_job(job, device, world)
-        train(todo.clip, todo.bank, todo.prototypes, todo.data, todo.settings, job.parent)
+        open_job(job, device, world).train(job.parent)
     finally:
         dist.destroy_process_group()
 

@@ -19,6 +19,7 @@ from kit.clip_ft import train as train_module
 from kit.clip_ft.alignment import global_similarity, pool_local
 from kit.clip_ft.cross_fit import cross_fit, score_shift, without_posts
 from kit.clip_ft.export import PARTS, SCORES, compact_block, export_posts, full_columns, losses_table
+from kit.clip_ft.jobs import Job
 from kit.clip_ft.model import ClipFT, class_losses
 from kit.clip_ft.parallel import fit
 from kit.clip_ft.projection import CrossModalProjection, prototype_cosine
@@ -553,10 +554,11 @@ def test_two_processes_see_the_loss_of_one(clip, posts, tmp_path):
     bank, prototypes, data = posts
     settings = dataclasses.replace(SMALL, batch_size=27)
     one = train(clip, bank, prototypes, data, settings, tmp_path / "one")
+    job = Job(clip, bank, prototypes, data, settings)
     save_clip(clip, tmp_path / "clip")
-    again = fit(clip, bank, prototypes, data, settings, tmp_path / "one", tmp_path / "nowhere", processes=2)
+    again = fit(job, tmp_path / "one", tmp_path / "nowhere", processes=2)
     pd.testing.assert_frame_equal(again.history, one.history)  # finished already: no process is started
-    two = fit(clip, bank, prototypes, data, settings, tmp_path / "two", tmp_path / "clip", processes=2)
+    two = fit(job, tmp_path / "two", tmp_path / "clip", processes=2)
     pd.testing.assert_frame_equal(two.history, one.history, rtol=1e-4)
     for name, value in one.model.own_state().items():
         torch.testing.assert_close(two.model.own_state()[name], value, atol=2e-4, rtol=0)
@@ -655,7 +657,7 @@ def test_cross_fitted_scores_come_from_models_that_never_met_the_author(clip, po
     settings = dataclasses.replace(SMALL, epochs=1)
     main = train(clip, bank, prototypes, data, settings, tmp_path / "main")
     export = export_posts(main.model, bank, data)
-    crossed = cross_fit(clip, bank, prototypes, data, text, settings, folds, export, tmp_path, tmp_path)
+    crossed = cross_fit(Job(clip, bank, prototypes, data, settings, text, folds), export, tmp_path, tmp_path)
     np.testing.assert_array_equal(crossed.scores[100:], export.scores[100:])
     np.testing.assert_array_equal(crossed.image, export.image)
     assert crossed.out_of_fold.all() and not export.out_of_fold[:80].any()
@@ -671,9 +673,8 @@ def test_cross_fitted_scores_come_from_models_that_never_met_the_author(clip, po
     image[folds == 1] = -image[folds == 1]  # what fold 1 looks like must not matter to how fold 1's own scores are made
     labels = np.where(folds == 1, (data.labels + 1) % K, data.labels)
     spoilt = dataclasses.replace(data, image=image, labels=labels)
-    from_spoilt = cross_fit(
-        clip, bank, prototypes, spoilt, text, settings, folds, export, tmp_path / "spoilt", tmp_path
-    )
+    spoilt_job = Job(clip, bank, prototypes, spoilt, settings, text, folds)
+    from_spoilt = cross_fit(spoilt_job, export, tmp_path / "spoilt", tmp_path)
     model_paths = [tmp_path / "fold_1" / "model.safetensors", tmp_path / "spoilt" / "fold_1" / "model.safetensors"]
     assert model_paths[0].read_bytes() == model_paths[1].read_bytes()
     model_paths = [tmp_path / "fold_0" / "model.safetensors", tmp_path / "spoilt" / "fold_0" / "model.safetensors"]
@@ -687,7 +688,7 @@ def test_a_cut_cross_fit_goes_on_at_its_fold(clip, posts, tmp_path, monkeypatch)
     folds = np.where(np.arange(120) < 100, np.arange(120) % 3, -1)
     settings = dataclasses.replace(SMALL, epochs=1)
     export = export_posts(build_model(clip, prototypes, settings), bank, data)
-    arguments = (clip, bank, prototypes, data, text, settings, folds, export)
+    arguments = (Job(clip, bank, prototypes, data, settings, text, folds), export)
     whole = cross_fit(*arguments, tmp_path / "whole", tmp_path)
     trained, run_epoch = [], _Trainer.run_epoch
 
@@ -713,7 +714,7 @@ def test_folds_in_workers_are_those_of_this_process(clip, posts, tmp_path, monke
     folds = np.where(np.arange(120) < 100, np.arange(120) % 3, -1)
     settings = dataclasses.replace(SMALL, epochs=1)
     export = export_posts(build_model(clip, prototypes, settings), bank, data)
-    arguments = (clip, bank, prototypes, data, text, settings, folds, export)
+    arguments = (Job(clip, bank, prototypes, data, settings, text, folds), export)
     save_clip(clip, tmp_path / "clip")
     alone = cross_fit(*arguments, tmp_path / "alone", tmp_path / "clip")
     monkeypatch.setattr(_Trainer, "run_epoch", None)  # this process only reads what the workers left

@@ -8,6 +8,7 @@ import torch
 
 from kit.clip_ft.cross_fit import cross_fit
 from kit.clip_ft.export import export_posts
+from kit.clip_ft.jobs import Job
 from kit.clip_ft.parallel import fit
 from kit.clip_ft.texts import TextBank
 from kit.clip_ft.train import train
@@ -58,11 +59,11 @@ def test_scores_are_those_of_the_cpu(on_card, tmp_path):
 
 
 def test_folds_on_the_card(on_card, tmp_path):
-    clip, bank, prototypes, data = on_card
+    bank, data = on_card[1], on_card[3]
     folds = np.where(np.arange(120) < 100, np.arange(120) % 2, -1)
     text = np.random.default_rng(0).standard_normal((120, DIM))
     own = export_posts(train(*on_card, SETTINGS, tmp_path).model, bank, data)
-    found = cross_fit(clip, bank, prototypes, data, text, SETTINGS, folds, own, tmp_path, tmp_path)
+    found = cross_fit(Job(*on_card, SETTINGS, text, folds), own, tmp_path, tmp_path)
     assert found.out_of_fold.all() and np.isfinite(found.losses[:100]).all()
 
 
@@ -92,5 +93,5 @@ def test_two_cards_have_the_losses_of_one(on_card, tmp_path):
     settings = dataclasses.replace(SETTINGS, precision="fp32")
     one = train(*on_card, settings, tmp_path / "one").history[LOSSES].to_numpy()
     save_clip(make_clip(), tmp_path / "clip")
-    two = fit(*on_card, settings, tmp_path / "two", tmp_path / "clip", processes=2).history[LOSSES].to_numpy()
+    two = fit(Job(*on_card, settings), tmp_path / "two", tmp_path / "clip", processes=2).history[LOSSES].to_numpy()
     np.testing.assert_allclose(two, one, rtol=5e-3, atol=1e-3)
