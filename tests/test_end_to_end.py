@@ -51,6 +51,7 @@ def test_submission_and_report(finished):
     assert scores["scheme"].unique().tolist() == ["user", "matched"]
     decides = pd.read_csv(run_dir / "tables" / "schemes.csv").query("decides").iloc[0]
     assert decides["scheme"] == "user" and "of the test posts are by authors" in decides["why"]
+    assert f"folds by {decides['scheme']}: {decides['why']}" in page
     scores = scores[scores["scheme"] == "user"]
     assert f"{scores['src'].mean():.4f}" in page and f"{scores['mae'].mean():.4f}" in page
     assert "synthetic" not in page

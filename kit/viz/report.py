@@ -86,7 +86,9 @@ def _fusion(run: Run) -> dict | None:
     if tried is not None:
         spreads = {m.upper(): list(map(tables.spread, tried[m], tried[f"{m}_sd"])) for m in ("src", "mae")}
         tried = tried[["fusion"]].assign(**spreads, **{"models used": tried["models"]})
-    return {"scores": pd.DataFrame(rows), "tried": tried}
+    schemes = _read(run, "schemes")
+    decides = None if schemes is None else schemes[schemes["decides"]].iloc[0]
+    return {"scores": pd.DataFrame(rows), "tried": tried, "decides": decides}
 
 
 def _table_one(run: Run) -> list[dict]:

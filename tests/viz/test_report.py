@@ -59,8 +59,13 @@ def test_the_fusion_stands_at_the_top(run_dir):
     (run_dir / "tables").mkdir()
     scores = pd.DataFrame({"scheme": ["user", "user"], "src": [0.5, 0.7], "mae": [1.0, 2.0], "n": [10, 20]})
     scores.to_csv(run_dir / "tables" / "blend_scores.csv", index=False)
+    schemes = pd.DataFrame(
+        {"scheme": ["user", "matched"], "decides": [False, True], "why": ["", "40% are by known authors"]}
+    )
+    schemes.to_csv(run_dir / "tables" / "schemes.csv", index=False)
     (run_dir / "figures").mkdir()
     (run_dir / "figures" / "figure_1.png").write_bytes(b"picture")
     page = write_report(run_dir).read_text()
+    assert "like the test part are folds by matched: 40% are by known authors." in page
     assert "0.6000</b><span>SRC of the fusion, ± 0.1414 over folds" in page and "2 by user" in page
     assert page.count('src="data:image/png;base64,cGljdHVyZQ=="') == 1 and "Words per title" in page
