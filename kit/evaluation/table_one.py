@@ -25,7 +25,12 @@ from kit.run.matrix import join_blocks
 
 TAUGHT = "taught"
 PAPER_ROWS = "paper"  # stands for the twelve feature sets of the paper's table
+ALL = "all"  # stands for every block of the run, and TAUGHT
 COMPACT, FULL = "clip_ft", "clip_ft_full"  # blocks of CLIP_FT: a digest of Eq. 11, and all of it
+BLOCKS = (  # of ALL in this order, where the run has them; then those of the user's own
+    "statistic", "behaviour", "external", "clip", COMPACT, "resnet_bert", "vit_bert", "blip", "efficientnet", "minilm",
+)  # fmt: skip
+RAW = ("clip_image", "clip_text", "clip_cosine", FULL)  # they stand in ALL in a smaller form
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,9 @@ class FeatureSet:
 
 
 def parse_sets(names: Iterable[str], run: Run | None = None) -> list[FeatureSet]:
-    """The feature sets of a list of names; PAPER_ROWS becomes the rows of the paper's Table 1.
+    """The feature sets of a list of names; PAPER_ROWS becomes the rows of the paper's Table 1, ALL every block of the run.
 
-    Its rows with ``clip_ft`` take all of Eq. 11 (block ``clip_ft_full``) where `run` has it, else the compact block.
+    The paper's rows with ``clip_ft`` take all of Eq. 11 (block ``clip_ft_full``) where `run` has it, else the compact block.
 
     Raises:
         InputError: no name, one that names no block or one twice, or two names for the same set.
@@ -61,6 +66,8 @@ def parse_sets(names: Iterable[str], run: Run | None = None) -> list[FeatureSet]
     if run is not None and run.has_block(FULL):
         rows = rows.str.replace(COMPACT, FULL)
     names = [row for name in names for row in (rows if name == PAPER_ROWS else [name])]
+    if ALL in names:
+        names = [*dict.fromkeys(_all_blocks(run) if name == ALL else name for name in names)]
     sets = [FeatureSet(name, tuple(part.strip() for part in name.split("+"))) for name in names]
     if not sets:
         raise InputError("no feature set; name at least one, as statistic or statistic+behaviour")
@@ -73,6 +80,14 @@ def parse_sets(names: Iterable[str], run: Run | None = None) -> list[FeatureSet]
     if twice := [one.name for i, one in enumerate(sets) if known[i] in known[:i]]:
         raise InputError(f"feature set {twice[0]!r} stands in the list twice")
     return sets
+
+
+def _all_blocks(run: Run | None) -> str:
+    """The set of every block that the run has, one of the user's own among them; without a run, of those it always has."""
+    if run is None:
+        return "+".join([*BLOCKS[:2], TAUGHT])
+    known = [name for name in BLOCKS if run.has_block(name)]  # asked by name: a step runs again when one appears
+    return "+".join([*known, *(name for name in run.block_names() if name not in (*BLOCKS, *RAW)), TAUGHT])
 
 
 def set_block(run: Run, one: FeatureSet) -> Block:

@@ -21,6 +21,7 @@ DEMO_POSTS = 5500
 QUICK = {"rounds": 300, "patience": 30, "learning_rate": 0.1}  # boosting of the demo
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> parameter -> value; nothing else
     "full": {},
+    "quick": {"04": {"baselines": []}, "06": {"sets": ["all"]}},
     "demo": {
         "01": {"n_folds": 3},
         "02": {"clip_model": "smp-tiny", "shots": 24},
@@ -40,6 +41,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> paramet
         },
     },
 }
+WITHOUT = {"quick": ("02", "03", "05")}  # profile -> notebooks that it leaves out: networks and studies
 KEPT = {  # notebook number -> folders in which it keeps what it has finished, so that it can go on; --force clears them
     "02": ("tiny", "shards/images", "shards/texts", "prototypes"),
     "03": ("clip_ft",),
@@ -79,9 +81,10 @@ def plan(data_dir: Path, run_dir: Path, profile: str, settings: list[str]) -> li
             raise InputError(f"--set {setting}: expected NN.name=value, e.g. --set 01.n_folds=10")
         overrides.setdefault(step_number(number), {})[name] = value
     folders = {"data_dir": shown(data_dir), "run_dir": shown(run_dir)}
-    steps = [_plan_step(path, overrides.pop(path.stem[:2], {}), folders) for path in notebooks()]
+    chain = [path for path in notebooks() if path.stem[:2] not in WITHOUT.get(profile, ())]
+    steps = [_plan_step(path, overrides.pop(path.stem[:2], {}), folders) for path in chain]
     for number in overrides:
-        _unknown_step(number)
+        _unknown_step(number, chain)
     return steps
 
 
@@ -131,14 +134,14 @@ def parse_value(value: Any, type_name: str, target: str) -> Any:
 def choose(steps: list[Step], options: argparse.Namespace) -> list[Step]:
     for number in (*options.force, *options.accept, *filter(None, (options.start, options.only))):
         if number not in {step.number for step in steps}:
-            _unknown_step(number)
+            _unknown_step(number, [step.notebook for step in steps])
     if options.only:
         return [step for step in steps if step.number == options.only]
     return [step for step in steps if not options.start or step.number >= options.start]
 
 
-def _unknown_step(number: str) -> None:
-    raise InputError(f"no notebook {number}; the chain is {', '.join(path.stem for path in notebooks())}")
+def _unknown_step(number: str, chain: list[Path]) -> None:
+    raise InputError(f"no notebook {number}; the chain is {', '.join(path.stem for path in chain)}")
 
 
 def clear_kept(run_dir: Path, number: str) -> None:

@@ -11,9 +11,11 @@ from kit.base.metrics import mae, src
 from kit.boosting.result import FoldResult
 from kit.evaluation import table_one
 from kit.evaluation.blend import fit_blend
+from kit.release.smpd import read_release
 from kit.run.block import Block
 from kit.run.directory import Run
 from kit.run.folds import TEST
+from kit.run.marks import pending_path, read_record
 from kit.viz import tables
 
 RNG = np.random.default_rng(0)
@@ -90,8 +92,6 @@ def test_trees_devices_and_the_limit_are_in_the_table():
 
 
 def test_the_papers_rows_take_the_full_block_where_the_run_has_it(release, tmp_path):
-    from kit.release.smpd import read_release
-
     run = Run.open(tmp_path, step="03_clip_ft")
     run.write_posts(read_release(release.write()))
     assert [one.name for one in table_one.parse_sets(["paper"], run)] == [
@@ -104,6 +104,20 @@ def test_the_papers_rows_take_the_full_block_where_the_run_has_it(release, tmp_p
     beside = table_one.beside_paper(pd.DataFrame({"features": [one.name for one in sets]})).set_index("features")
     assert beside.loc["statistic+behaviour+clip_ft_full", "paper_fusion_src"] == 0.7395
     assert np.isnan(beside.loc["statistic+clip_ft", "paper_fusion_src"])
+
+
+def test_all_is_every_block_of_the_run_in_a_fixed_order(release, tmp_path):
+    run = Run.open(tmp_path, step="04_features", write=True)
+    run.write_posts(read_release(release.write()))
+    assert [one.name for one in table_one.parse_sets(["all"])] == ["statistic+behaviour+taught"]
+    for name in ("mine", "minilm", "clip_image", "behaviour", "statistic"):
+        run.write_block(Block(name, np.ones((52, 1), np.float32), ["a"]))
+    sets = table_one.parse_sets(["statistic", "all", "statistic+behaviour+minilm+mine+taught"], run)
+    assert [one.name for one in sets] == ["statistic", "statistic+behaviour+minilm+mine+taught"]
+    later = Run.open(tmp_path, step="06_gbdt_folds", write=True)
+    table_one.parse_sets(["all"], later)
+    later.finish()
+    assert read_record(pending_path(later.dir, later.step), set())["reads"]["blocks/efficientnet/meta.json"] is None
 
 
 def test_gains_are_against_the_set_inside_and_the_row_above():
@@ -138,8 +152,6 @@ def test_worse_and_mixed_are_said():
 
 
 def test_rows_without_their_block_say_what_is_needed(release, tmp_path):
-    from kit.release.smpd import read_release
-
     run = Run.open(tmp_path, step="04_features")
     run.write_posts(read_release(release.write()))
     for name in ("statistic", "external"):
@@ -158,8 +170,6 @@ def test_rows_without_their_block_say_what_is_needed(release, tmp_path):
 
 
 def test_what_stands_behind_weights_above_zero_is_declared(release, tmp_path):
-    from kit.release.smpd import read_release
-
     run = Run.open(tmp_path, step="04_features")
     run.write_posts(read_release(release.write()))
     outside = {"statistic": "", "clip": "pre-trained CLIP X", "clip_ft": "pre-trained CLIP X", "external": "crawled"}

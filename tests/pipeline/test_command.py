@@ -378,6 +378,14 @@ plain: str = "#"
         read_parameters(tmp_path / "01_first.ipynb")
 
 
+def test_a_quick_run_has_neither_networks_nor_studies(tmp_path):
+    steps = {step.number: step.parameters for step in plan(tmp_path, tmp_path / "r", "quick", [])}
+    assert list(steps) == ["01", "04", "06", "07"]
+    assert steps["06"]["sets"] == ["all"] and steps["04"]["baselines"] == []
+    with pytest.raises(InputError, match="no notebook 05; the chain is 01_eda, 04_features"):
+        plan(tmp_path, tmp_path / "r", "quick", ["05.seed=1"])
+
+
 def test_settings_win_over_the_profile(tmp_path):
     steps = {step.number: step for step in plan(tmp_path, tmp_path / "r", "demo", ["01.n_folds=7"])}
     assert steps["01"].parameters["n_folds"] == 7
