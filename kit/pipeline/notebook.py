@@ -97,7 +97,8 @@ def execute(notebook: Path, run_dir: Path, parameters: dict[str, Any], width: in
             raise _kernel_died(error, exit_codes, heartbeat.peak_mb, failed) from error
         except OSError as error:
             raise write_trouble(error, Path(error.filename or running)) or StepFailed(
-                f"its kernel did not start ({error}): remove .venv and call ./run_all.sh again"
+                f"the notebook could not be run ({error}). If that is the Python of its kernel, remove .venv and call "
+                "./run_all.sh again"
             ) from error
     if running.is_file():
         running.replace(output)
