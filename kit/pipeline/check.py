@@ -27,8 +27,7 @@ from kit.base.files import check_writable
 from kit.base.locks import lock_holder
 from kit.base.machine import ASK_GPUS, GB, gpu_names, memory_gb, package_versions, usable_cores
 from kit.base.paths import PROJECT_ROOT, resolve, shown
-from kit.encoders.registry import ENCODERS
-from kit.evaluation.table_one import parse_sets
+from kit.evaluation.table_one import BLOCKS, RAW, parse_sets
 from kit.pipeline import stamps
 from kit.pipeline.steps import Step
 from kit.release import smpd
@@ -39,8 +38,6 @@ from kit.run.matched import choose_scheme
 
 SAMPLE_FILES, SAMPLE_DECODED = 20_000, 64  # images looked for, and opened
 SURE = 0.05  # share by which a sample must exceed a limit before the whole is sure to
-BLOCKS = {"statistic", "behaviour", "external", "clip", "clip_image", "clip_text", "clip_cosine", "clip_ft", "clip_ft_full",
-          *ENCODERS}  # fmt: skip
 LEARNERS = "import json; from kit.boosting.learners import LEARNERS; print(json.dumps(list(LEARNERS)))"
 
 
@@ -208,9 +205,9 @@ def settings(steps: Sequence[Step], learners: list[str] | str, own_blocks: set[s
         except InputError as error:
             yield Finding("parameters", f"{number}.{name}: {error}", "correct it; --list shows the parameters", True)
             continue
-        if unknown := sorted({block for one in sets for block in one.blocks} - BLOCKS - own_blocks):
+        if unknown := sorted({block for one in sets for block in one.blocks} - {*BLOCKS, *RAW} - own_blocks):
             yield Finding("parameters", f"{number}.{name}: no step makes a block {', '.join(map(repr, unknown))}",
-                          f"correct it, or write that block first; steps make {', '.join(sorted(BLOCKS))}")  # fmt: skip
+                          f"correct it, or write that block first; steps make {', '.join(BLOCKS + RAW)}")  # fmt: skip
     schemes = _parameter(steps, "06", "schemes", [])
     scheme = _parameter(steps, "07", "scheme", schemes[0] if schemes else "")
     if schemes and scheme not in ("auto", schemes[0]):
