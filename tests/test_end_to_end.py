@@ -21,7 +21,7 @@ SETS = [
 SMALL = [f"--set={setting}" for setting in (
     "02.clip_model=smp-tiny", "02.tiny_effort=0.01", "02.components=3", "03.epochs=1", "03.cross_folds=2", "04.svd_dim=4",
     "04.baselines=resnet_bert,vit_bert,blip",
-    "01.n_folds=2", "06.schemes=user,matched", "05.rounds=20", "05.factors=3", "05.tail_seeds=0", "05.ratios=0.77",
+    "01.n_folds=2", "06.schemes=user,time,matched", "05.rounds=20", "05.factors=3", "05.tail_seeds=0", "05.ratios=0.77",
     "05.selection_seeds=0", "06.rounds=30", f"06.sets={','.join(SETS)}",
 )]  # fmt: skip
 
@@ -48,7 +48,7 @@ def test_submission_and_report(finished):
     page = (run_dir / "report.html").read_text()
     assert "data:image/png;base64," in page and "http://" not in page and "https://" not in page
     scores = pd.read_csv(run_dir / "tables" / "blend_scores.csv")
-    assert scores["scheme"].unique().tolist() == ["user", "matched"]
+    assert scores["scheme"].unique().tolist() == ["user", "matched", "time"]
     decides = pd.read_csv(run_dir / "tables" / "schemes.csv").query("decides").iloc[0]
     assert decides["scheme"] == "user" and "of the test posts are by authors" in decides["why"]
     assert f"folds by {decides['scheme']}: {decides['why']}" in page

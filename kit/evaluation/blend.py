@@ -8,7 +8,7 @@ and of folds that run forward in time from earlier posts only.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -109,6 +109,21 @@ def fit_blend(
     learnt = learn(np.flatnonzero(np.isfinite(target)), scored)
     named = {name: float(weight) for name, weight in zip(oof, learnt.mix.weights, strict=True)}
     return Blend(method, named, learnt, _scores(target, nested, folds, scored), nested)
+
+
+def levelled(blend: Blend, oof: Mapping[str, np.ndarray], target: np.ndarray, folds: np.ndarray) -> Blend:
+    """The blend, moved by the level of the next period as folds that run forward foretell it.
+
+    For a blend fitted on folds that do not, so that it knows no drift, and a test part that is later than the train part.
+    Its scores stay those of its own folds.
+
+    Args:
+        oof, target, folds: as for `fit_blend`, of the same models on folds that run forward.
+    """
+    residual = np.asarray(target, dtype=np.float64) - blend.predict(oof)
+    known = np.isfinite(_stack(oof)).all(axis=1) & np.isfinite(residual) & (np.asarray(folds) >= 0)
+    level = next_level(residual[known], folds[known])
+    return replace(blend, learnt=replace(blend.learnt, intercept=blend.learnt.intercept + level))
 
 
 def compare_methods(

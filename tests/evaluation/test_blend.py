@@ -5,7 +5,7 @@ import pytest
 
 from kit.base.errors import InputError
 from kit.base.metrics import mae, src
-from kit.evaluation.blend import fit_blend
+from kit.evaluation.blend import fit_blend, levelled
 from kit.run.folds import TEST, TRAIN_ONLY
 
 RNG = np.random.default_rng(0)
@@ -113,6 +113,12 @@ def test_a_level_that_moves_is_foretold_by_folds_in_time_alone():
         if calibrate != "none":
             assert blend.scores["mae"].iloc[-1] < 1.2  # nested: 0.6 of drift and the noise, not all of the 3.0 so far
     assert max(errors["auto"], errors["affine"]) < 1.3 and errors["none"] > 3
+    by_author = fit_blend(
+        {"m": np.where(folds == TEST, np.nan, model)}, target, np.where(folds == TRAIN_ONLY, 0, folds), calibrate="none"
+    )
+    moved = levelled(by_author, oof, target, folds)
+    assert moved.learnt.intercept > 2.5 and moved.scores is by_author.scores
+    assert mae(label[order == 6], moved.predict({"m": model[order == 6]})) < 1.3
     by_author = fit_blend(oof, target, np.where(folds == TRAIN_ONLY, 0, folds), calibrate="affine")
     assert (
         abs(by_author.learnt.intercept) < 4
