@@ -9,6 +9,7 @@ of the rows or more, bundles columns that conflict, and loses values. So each fi
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import lightgbm
@@ -33,6 +34,16 @@ LIGHTGBM = {
     "lambda_l2": 10.0,
     "extra_trees": True,
 }
+
+
+class _Logger:
+    """What LightGBM has to say. It builds a process's first dataset before it knows how silent it should be."""
+
+    def info(self, message: str) -> None:
+        """Nothing: these are messages of the library itself, whose errors are raised."""
+
+    def warning(self, message: str) -> None:
+        warnings.warn(message, stacklevel=3)
 
 
 class _Rows(lightgbm.Sequence):
@@ -100,6 +111,7 @@ class LightGBM:
 
     def fit(self, rows: np.ndarray, rounds: int, stop_rows: np.ndarray | None = None, patience: int = 0) -> int:
         """Fits on rows (ascending, repeats count); returns the number of trees, the best for stop_rows where given."""
+        lightgbm.register_logger(_Logger())
         watch, taught_by = {}, self._dataset(rows, self._weight[rows])
         if stop_rows is not None:
             stop = lightgbm.early_stopping(patience, first_metric_only=True, verbose=False)

@@ -32,6 +32,8 @@ SCORED = FOLDS >= 0
 MODELS = tuple(LEARNERS)
 ONE = Machine(threads=1)
 LEAN = {"rounds": 40, "patience": 10}
+FEW_BINS = {"lightgbm": {"max_bin": 15}}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
 FAST = {"lightgbm": {"learning_rate": 0.15}, "catboost": {"learning_rate": 0.15, "depth": 4}}
 
 
@@ -231,12 +233,19 @@ def test_a_missing_code_is_a_category_of_its_own(model, capfd):
     assert "Warning" not in "".join(capfd.readouterr())
 
 
-def test_boosters_are_silent(capfd, recwarn):
-    """LightGBM warns of datasets without raw data, and of columns with more codes than bins."""
-    values = BLOCK.values.copy()
-    values[:, 2] = np.arange(len(values)) % 200
-    fit(block=Block("codes", values, BLOCK.columns, BLOCK.categorical), params={"max_bin": 15})
-    assert capfd.readouterr() == ("", "") and not [str(w.message) for w in recwarn.list]
+def test_boosters_are_silent():
+    """LightGBM warns of columns with more codes than bins, most of all in a process's first fit."""
+    code = """
+from tests.boosting.test_fit import *
+values = BLOCK.values.copy()
+values[:, 2] = np.arange(len(values)) % 40
+for model in MODELS:
+    fit(model, block=Block("codes", values, BLOCK.columns, BLOCK.categorical), params=FEW_BINS.get(model))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("model", MODELS)

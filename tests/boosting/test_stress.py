@@ -30,12 +30,12 @@ def busy():
 def test_many_fits_on_a_busy_machine_are_equal_byte_for_byte(request, tmp_path, busy):
     if "stress" not in request.config.getoption("-m"):
         pytest.skip("takes minutes: pytest -m stress")
-    posts = tiny_posts(2_000, 200, n_authors=200)
+    posts = tiny_posts(800, 80, n_authors=100)
     run = Run(tmp_path, write=True)
     run.write_posts(posts)
-    run.write_block(tiny_block(posts, n_noise=40))
+    run.write_block(tiny_block(posts, n_noise=20))
     first = FitTask(
-        tmp_path, ("tiny",), make_folds(posts, 5, "user"), Training(rounds=100, patience=20), Machine(threads=2)
+        tmp_path, ("tiny",), make_folds(posts, 5, "user"), Training(rounds=60, patience=20), Machine(threads=2)
     )
     tasks = {}
     for number in range(CALLS):
