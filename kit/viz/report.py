@@ -97,7 +97,8 @@ def _table_one(run: Run) -> list[dict]:
     if table is None:
         return []
     return [
-        {"scheme": scheme, "n": part["n"].max(), "rows": tables.as_text(part), "warning": limit_warning(part),
+        {"scheme": scheme, "n": part["n"].max(), "rows": tables.as_text(part[part["note"].isna()]),
+         "not_run": part.dropna(subset="note")[["features", "note"]].to_dict("records"), "warning": limit_warning(part),
          "gains": None if gains is None else tables.gains_as_text(gains[gains["scheme"] == scheme])}
         for scheme, part in table.groupby("scheme", sort=False)
     ]  # fmt: skip
