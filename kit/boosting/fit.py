@@ -104,7 +104,10 @@ def fit_folds(
     params = learner_of(training.model).settings(training.params, len(block.columns))
     device = device_for(training.model, machine.device, len(target))
     settings = asdict(training) | {"params": params, "device": device}
-    post_hashes = pd.util.hash_pandas_object(posts, index=False).to_numpy()
+    plain = posts.drop(
+        columns=posts.columns[posts.columns.str.endswith("_vector")]
+    )  # of old releases: they teach by the block
+    post_hashes = pd.util.hash_pandas_object(plain, index=False).to_numpy()
     store = Store(out_dir, settings, block, target, folds, post_hashes)
     teachers = TaughtColumns(
         block, target, posts, post_hashes, training.seed, taught_dir or (out_dir and out_dir / "taught")
