@@ -99,7 +99,8 @@ def scores(run_dir: Path) -> list[dict]:
 def readings(run_dir: Path) -> list[str]:
     """What the two studies of notebook 05 found, in its own words."""
     path = run_dir / "tables" / "readings.csv"
-    return pd.read_csv(path)["reading"].tolist() if path.is_file() else []
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame({"study": [], "reading": []})
+    return table["reading"][table["study"] != "selection"].tolist()  # two seeds do not settle that study's sign
 
 
 def why_old(run_dir: Path, step: Step) -> str | None:

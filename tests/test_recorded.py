@@ -7,7 +7,6 @@ from kit.base.paths import PROJECT_ROOT, shown
 from tests import record
 
 DEMO_RUN = PROJECT_ROOT / "outputs" / "demo"
-pytestmark = pytest.mark.skipif(not list(record.RECORDED.glob("*.json")), reason="nothing is recorded yet")
 KEYS = ["scheme", "features", "n", "folds"]
 
 
