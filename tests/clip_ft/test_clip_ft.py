@@ -682,13 +682,18 @@ def test_cross_fitted_scores_come_from_models_that_never_met_the_author(clip, po
     assert not np.allclose(from_spoilt.scores[:100], crossed.scores[:100])
 
 
-def test_a_cut_cross_fit_goes_on_at_its_fold(clip, posts, tmp_path, monkeypatch):
+def _cross_fit_arguments(clip, posts):
+    """A job of three folds over 100 of the posts, one epoch each, and the export of an untrained model."""
     bank, prototypes, data = posts
     text = np.random.default_rng(1).standard_normal((120, DIM))
     folds = np.where(np.arange(120) < 100, np.arange(120) % 3, -1)
     settings = dataclasses.replace(SMALL, epochs=1)
     export = export_posts(build_model(clip, prototypes, settings), bank, data)
-    arguments = (Job(clip, bank, prototypes, data, settings, text, folds), export)
+    return Job(clip, bank, prototypes, data, settings, text, folds), export
+
+
+def test_a_cut_cross_fit_goes_on_at_its_fold(clip, posts, tmp_path, monkeypatch):
+    arguments = _cross_fit_arguments(clip, posts)
     whole = cross_fit(*arguments, tmp_path / "whole", tmp_path)
     trained, run_epoch = [], _Trainer.run_epoch
 
@@ -709,12 +714,7 @@ def test_a_cut_cross_fit_goes_on_at_its_fold(clip, posts, tmp_path, monkeypatch)
 
 
 def test_folds_in_workers_are_those_of_this_process(clip, posts, tmp_path, monkeypatch):
-    bank, prototypes, data = posts
-    text = np.random.default_rng(1).standard_normal((120, DIM))
-    folds = np.where(np.arange(120) < 100, np.arange(120) % 3, -1)
-    settings = dataclasses.replace(SMALL, epochs=1)
-    export = export_posts(build_model(clip, prototypes, settings), bank, data)
-    arguments = (Job(clip, bank, prototypes, data, settings, text, folds), export)
+    arguments = _cross_fit_arguments(clip, posts)
     save_clip(clip, tmp_path / "clip")
     alone = cross_fit(*arguments, tmp_path / "alone", tmp_path / "clip")
     monkeypatch.setattr(_Trainer, "run_epoch", None)  # this process only reads what the workers left
