@@ -53,59 +53,31 @@ class Column:
         return Column(codes, np.concatenate([known, other.distinct]))
 
 
-class ColumnBuilder:
-    """A column from its values, some at a time. Texts go to Arrow, which needs neither Python's memory nor its dicts."""
-
-    def __init__(self) -> None:
-        self._texts: list[pa.Array] = []
-        self._any: _AnyBuilder | None = None  # from the first value on that is neither text nor None
-
-    def add(self, values: list) -> None:
-        if self._any is None:
-            try:
-                self._texts.append(pa.array(values, pa.large_string()))
-                return
-            except (pa.ArrowException, TypeError, ValueError, OverflowError):  # another type, or half a surrogate pair
-                self._any = _AnyBuilder()
-                for texts in self._texts:
-                    self._any.add(texts.to_pylist())
-                self._texts.clear()
-        self._any.add(values)
-
-    def build(self) -> Column:
-        return self._any.build() if self._any else self._build_texts()
-
-    def _build_texts(self) -> Column:
-        texts = pa.chunked_array(self._texts, pa.large_string()).combine_chunks()
-        self._texts.clear()
-        head = texts.slice(0, SAMPLE)
-        if len(head.unique()) > MOSTLY * len(head):
-            return Column(np.arange(len(texts), dtype=np.int32), texts)
-        coded = texts.dictionary_encode(null_encoding="encode")
-        return Column(coded.indices.to_numpy(), coded.dictionary)
+def column_of(values: list) -> Column:
+    """A column from its values. Texts go to Arrow, which needs neither Python's memory nor its dicts."""
+    try:
+        texts = pa.array(values, pa.large_string())
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):  # another type, or half a surrogate pair
+        return _column_of_any(values)
+    head = texts.slice(0, SAMPLE)
+    if len(head.unique()) > MOSTLY * len(head):
+        return Column(np.arange(len(texts), dtype=np.int32), texts)
+    coded = texts.dictionary_encode(null_encoding="encode")
+    return Column(coded.indices.to_numpy(), coded.dictionary)
 
 
-class _AnyBuilder:
+def _column_of_any(values: list) -> Column:
     """The same for values of any type, lists and tables included."""
-
-    def __init__(self) -> None:
-        self._code_of: dict[Any, int] = defaultdict(count().__next__)
-        self._values: dict[tuple, Any] = {}  # by what stands for them among the keys of _code_of
-        self._codes: list[np.ndarray] = []
-
-    def add(self, values: list) -> None:
-        if not set(map(type, values)) <= AS_THEY_ARE:
-            values = [value if type(value) in AS_THEY_ARE else self._key(value) for value in values]
-        self._codes.append(np.fromiter(map(self._code_of.__getitem__, values), np.int32, len(values)))
-
-    def _key(self, value: Any) -> tuple:
-        key = (repr(value),)
-        self._values.setdefault(key, value)
-        return key
-
-    def build(self) -> Column:
-        values = [self._values[key] if type(key) is tuple else key for key in self._code_of]
-        return Column(np.concatenate(self._codes), object_array(values))
+    code_of: dict[Any, int] = defaultdict(count().__next__)
+    others: dict[tuple, Any] = {}  # what cannot stand among the keys of code_of as it is, by its text
+    keys = []
+    for value in values:
+        key = value if type(value) in AS_THEY_ARE else (repr(value),)
+        if key is not value:
+            others.setdefault(key, value)
+        keys.append(key)
+    codes = np.fromiter(map(code_of.__getitem__, keys), np.int32, len(keys))
+    return Column(codes, object_array([others[key] if type(key) is tuple else key for key in code_of]))
 
 
 def free_memory() -> None:

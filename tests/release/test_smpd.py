@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kit.base.errors import InputError
 from kit.release import external, smpd, values
-from kit.release.columns import ColumnBuilder, missing_column
+from kit.release.columns import column_of, missing_column
 from kit.release.quality import quality_table
 from kit.release.smpd import read_release
 from kit.run.directory import Run
@@ -251,10 +251,8 @@ def test_a_value_is_typed_alike_wherever_it_stands(given_values, name):
     """Different values are typed once: the same as each value in a column of its own."""
 
     def typed(some):
-        builder = ColumnBuilder()
-        builder.add(some)
         others = dict.fromkeys(smpd.GIVEN, missing_column(len(some)))
-        table, faults = values.type_columns({**others, name: builder.build()})
+        table, faults = values.type_columns({**others, name: column_of(some)})
         return list(pd.Series(table[name])), [
             {fault for fault in faults if faults[fault][row]} for row in range(len(some))
         ]
