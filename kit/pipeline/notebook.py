@@ -113,8 +113,8 @@ def _kernel_environment(parameters: dict[str, Any]) -> Iterator[None]:
     os.environ[HEADLESS], os.environ[PARAMETERS] = str(os.getpid()), json.dumps(parameters)
     os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
     os.environ.pop("JUPYTER_PREFER_ENV_PATH", None)  # set to 0 it prefers another environment's kernel to ours
-    for name in ("papermill", "traitlets"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("papermill", "traitlets", "asyncio"):  # what they would tell of a dead kernel is told by StepFailed
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
     finally:
