@@ -443,7 +443,7 @@ def test_bad_input(case, tmp_path, capsys, monkeypatch):
     case.files(release)
     # what needs a process of its own, weights and learners, is the same whatever the release holds
     monkeypatch.setattr(check, "start_children", lambda steps: {"learners": None})
-    monkeypatch.setattr(check, "_answer", lambda child: ["lightgbm", "catboost"])
+    monkeypatch.setattr(check, "_answer", lambda child: ["lightgbm", "catboost", "author_ridge"])
     status = command.main(["--data", str(release.root), "--out", str(tmp_path / "run"), "--check"])
     said = "".join(capsys.readouterr())
     assert "Traceback" not in said

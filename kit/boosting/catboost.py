@@ -35,6 +35,7 @@ class CatBoost:
     """
 
     suffix = ".cbm"
+    needs_taught, has_rounds = False, True
     fixed = frozenset({
         "random_seed", "random_state", "task_type", "thread_count", "verbose", "silent", "logging_level", "allow_writing_files",
         "iterations", "num_boost_round", "n_estimators", "num_trees", "early_stopping_rounds", "od_type", "od_wait", "od_pval",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kit.base.errors import InputError
+from kit.features.past import Past
 from kit.run.matrix import SideBySide
 
 ROWS_PER_THREAD = 10_000  # fewer, and LightGBM's threads mostly wait: 8 times slower beside any other busy process
@@ -21,11 +22,15 @@ class Data:
         values: (n_posts, d) float32, read by rows.
         coded: (d,) bool, which columns are codes; -1 is a missing one.
         target: (n_posts,) label; rows that are never fitted may be NaN.
+        author: (n_posts,) code of each post's author; None where nothing is fitted any more.
+        author_past: the earlier posts of each post's author; None as well.
     """
 
     values: np.ndarray | SideBySide
     coded: np.ndarray
     target: np.ndarray
+    author: np.ndarray | None = None
+    author_past: Past | None = None
 
     def take(self, rows: slice | np.ndarray) -> np.ndarray:
         """(k, d) float32 of some rows, missing codes as NaN."""

@@ -20,10 +20,11 @@ from kit.base.errors import InputError
 from kit.base.machine import usable_cores
 from kit.base.progress import progress
 from kit.boosting.data import ROWS_PER_THREAD, Data, TrainingSide, some_rows
-from kit.boosting.learners import LEARNERS, device_for, learner_of
+from kit.boosting.learners import device_for, kinds, learner_of
 from kit.boosting.result import FoldResult, collect
 from kit.boosting.store import Store
 from kit.boosting.taught import TAUGHT, TaughtColumns
+from kit.features.past import Past, post_times
 from kit.run.block import Block
 from kit.run.folds import TEST, fold_rows, inner_holdout
 
@@ -33,7 +34,7 @@ class Training:
     """What is trained.
 
     Attributes:
-        model: one of `learners.LEARNERS`.
+        model: one of `learners.LEARNERS`, or a regressor of scikit-learn by its dotted name.
         params: the library's own parameters, on top of the defaults in `kit.boosting.lightgbm` and `kit.boosting.catboost`.
         rounds: at most so many trees.
         patience: stop after so many trees without a better MAE on the held-out authors.
@@ -148,8 +149,10 @@ class _Fitter:
 
     @cached_property
     def _prepared(self) -> object:
-        prepare = LEARNERS[self.training.model].prepare
-        return prepare(_data(self.block, self.target), self.params, self.n_threads, self.training.seed, self.device)
+        author = pd.factorize(self.posts["Uid"])[0]
+        data = _data(self.block, self.target, author, Past(author, post_times(self.posts)))
+        prepare = learner_of(self.training.model).prepare
+        return prepare(data, self.params, self.n_threads, self.training.seed, self.device)
 
     def fit(self, side: TrainingSide, predict_idx: np.ndarray, n_trees: int | None = None) -> tuple[dict, object]:
         """Predictions for predict_idx, gain, rounds and seconds of a model taught by a training side; and its learner.
@@ -167,6 +170,8 @@ class _Fitter:
     def _count_trees(self, side: TrainingSide) -> int:
         """The best number of trees for held-out authors, who are the same whatever is left out or copied."""
         training = self.training
+        if not learner_of(training.model).has_rounds:
+            return 1
         if not training.stop_share:
             return training.rounds
         parts = inner_holdout(self.posts, side.rows, training.stop_share, training.seed)
@@ -178,7 +183,7 @@ class _Fitter:
         """A learner that sees the columns taught by these rows, and the name under which the columns are kept."""
         prepared, weight = self._prepared, side.weight * side.copies
         name, taught = self.teachers.columns(rows, weight, self.n_threads) if self.training.taught else ("", None)
-        return LEARNERS[self.training.model](prepared, taught, side.weight, self.n_threads), name
+        return learner_of(self.training.model)(prepared, taught, side.weight, self.n_threads), name
 
 
 def load_fold(block: Block, out_dir: Path, name: str = "final", taught_dir: Path | None = None) -> Any:
@@ -189,7 +194,7 @@ def load_fold(block: Block, out_dir: Path, name: str = "final", taught_dir: Path
         out_dir, taught_dir: as given to `fit_folds`.
         name: "fold_<k>" or "final".
     """
-    paths = {out_dir / f"{name}{learner.suffix}": learner for learner in LEARNERS.values()}
+    paths = {out_dir / f"{name}{learner.suffix}": learner for learner in kinds()}
     path, learner = next((path, learner) for path, learner in paths.items() if path.is_file())
     with np.load(out_dir / f"{name}.npz") as stored:
         kept = str(stored["taught"])
@@ -199,8 +204,8 @@ def load_fold(block: Block, out_dir: Path, name: str = "final", taught_dir: Path
     return learner(prepared, taught, np.ones(n_posts), 1).load(path)
 
 
-def _data(block: Block, target: np.ndarray) -> Data:
-    return Data(block.values, np.isin(block.columns, block.categorical), target)
+def _data(block: Block, target: np.ndarray, *authors: Any) -> Data:
+    return Data(block.values, np.isin(block.columns, block.categorical), target, *authors)
 
 
 def _checked_target(block: Block, target: np.ndarray, folds: np.ndarray, posts: pd.DataFrame) -> np.ndarray:

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from kit.features.past import Past
+from kit.features.past import Past, post_times
 from kit.features.words import long_tags
 
 PRIOR_POSTS = 2.0  # a mean over n earlier posts is drawn to the mean of all as if by so many more posts
@@ -43,7 +43,7 @@ class LabelHistory:
 
     def __init__(self, posts: pd.DataFrame, seed: int = 0):
         self._tags = long_tags(posts["Alltags"])
-        time = posts["Postdate"].astype("int64").where(posts["Postdate"].notna(), np.iinfo(np.int64).max).to_numpy()
+        time = post_times(posts)
         self._author, _ = pd.factorize(posts["Uid"])
         self._by_author = Past(self._author, time)
         tag, row = self._tags["tag"].to_numpy(), self._tags["row"].to_numpy()

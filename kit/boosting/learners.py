@@ -12,10 +12,12 @@ from catboost.utils import get_gpu_device_count
 
 from kit.base.errors import InputError
 from kit.base.machine import gpu_names
+from kit.boosting.author_ridge import AuthorRidge
 from kit.boosting.catboost import CatBoost
 from kit.boosting.lightgbm import LightGBM
+from kit.boosting.scikit import PREFIX, Scikit, scikit_learner
 
-LEARNERS = {"lightgbm": LightGBM, "catboost": CatBoost}
+LEARNERS = {"lightgbm": LightGBM, "catboost": CatBoost, "author_ridge": AuthorRidge}
 ROWS_FOR_GPU = 100_000  # fewer, and a GPU mostly waits for the next tree
 DEVICES = ("auto", "cpu", "gpu")
 
@@ -41,14 +43,40 @@ def device_for(model: str, asked: str, n_posts: int) -> str:
 
 
 def learner_of(model: str) -> type:
-    """The learner of that name.
+    """The learner of that name: one of LEARNERS, or a regressor of scikit-learn.
 
     Raises:
         InputError: there is none.
     """
+    if model.startswith(PREFIX):
+        return scikit_learner(model)
     if model not in LEARNERS:
-        raise InputError(f"model {model!r} is unknown; choose one of {', '.join(LEARNERS)}")
+        raise InputError(
+            f"model {model!r} is unknown; choose one of {', '.join(LEARNERS)}, or a regressor of scikit-learn "
+            "by its full name, as sklearn.ensemble.ExtraTreesRegressor"
+        )
     return LEARNERS[model]
+
+
+def known(asked: Iterable[str]) -> list[str]:
+    """The names of LEARNERS, and those of the names asked for that are regressors of scikit-learn."""
+    return [*LEARNERS, *(name for name in asked if name not in LEARNERS and _is_known(name))]
+
+
+def kinds() -> tuple[type, ...]:
+    """A learner for every format in which models are kept."""
+    return (*LEARNERS.values(), Scikit)
+
+
+def usable(models: Iterable[str], taught: bool) -> list[str]:
+    """Those of the models that can learn from a feature set with, or without, columns taught by labels."""
+    return [model for model in models if taught or not learner_of(model).needs_taught]
+
+
+def params_of(model: str, pairs: Iterable[str], learning_rate: float = 0.0) -> dict[str, Any]:
+    """Parameters of a learner as in `parse_params`, and a common learning rate where it is not 0 and the learner has one."""
+    common = {"learning_rate": learning_rate} if learning_rate and "learning_rate" in learner_of(model).names() else {}
+    return common | parse_params(model, pairs)
 
 
 def parse_params(model: str, pairs: Iterable[str]) -> dict[str, Any]:
@@ -74,3 +102,9 @@ def parse_params(model: str, pairs: Iterable[str]) -> dict[str, Any]:
         with contextlib.suppress(ValueError, SyntaxError):
             params[name] = ast.literal_eval(text)
     return params
+
+
+def _is_known(model: str) -> bool:
+    with contextlib.suppress(InputError):
+        return bool(learner_of(model))
+    return False

@@ -80,6 +80,7 @@ class LightGBM:
     """
 
     suffix = ".txt"
+    needs_taught, has_rounds = False, True
     fixed = frozenset({
         "seed", "deterministic", "force_col_wise", "force_row_wise", "enable_bundle", "verbosity", "device_type", "num_threads",
         "num_iterations", "early_stopping_round", "categorical_feature",

@@ -137,7 +137,7 @@ def table_one(
 
     Args:
         sets: in the order of the table.
-        results: (set name, model) -> what `gbdt.fit_folds` returned under these folds.
+        results: (set name, model) -> what `fit_folds` returned under these folds; a model may lack sets it cannot learn from.
         target: (n_posts,) label, NaN for test posts.
         folds: (n_posts,) from `folds.make_folds`.
         lacking: set name -> why it was not run.
@@ -154,9 +154,10 @@ def table_one(
         if one.name in lacking:
             rows.append({"features": one.name, "note": lacking[one.name]})
             continue
-        blend = fit_blend({model: results[one.name, model].oof for model in models}, target, folds)
+        own = {model: results[one.name, model] for model in models if (one.name, model) in results}
+        blend = fit_blend({model: result.oof for model, result in own.items()}, target, folds)
         fused[one.name] = blend.oof
-        scores = {model: results[one.name, model].scores for model in models} | {FUSION: blend.scores}
+        scores = {model: result.scores for model, result in own.items()} | {FUSION: blend.scores}
         row = {"features": one.name, "note": "", "n": int(blend.scores["n"].sum()), "folds": len(blend.scores)}
         for model, table in scores.items():
             row |= {f"{model}_{name}": value for name, value in over_folds(table).items()}

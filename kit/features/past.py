@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
+
+
+def post_times(posts: pd.DataFrame) -> np.ndarray:
+    """(n_posts,) int64 for `Past`: when each post appeared; posts without a date come after all others."""
+    return posts["Postdate"].astype("int64").where(posts["Postdate"].notna(), np.iinfo(np.int64).max).to_numpy()
 
 
 class Past:

@@ -38,7 +38,9 @@ from kit.run.matched import choose_scheme
 
 SAMPLE_FILES, SAMPLE_DECODED = 20_000, 64  # images looked for, and opened
 SURE = 0.05  # share by which a sample must exceed a limit before the whole is sure to
-LEARNERS = "import json; from kit.boosting.learners import LEARNERS; print(json.dumps(list(LEARNERS)))"
+LEARNERS = (
+    "import json, sys; from kit.boosting.learners import known; print(json.dumps(known(json.loads(sys.argv[1]))))"
+)
 
 
 @dataclass(frozen=True)
@@ -342,11 +344,12 @@ def _step_lines(stale: Mapping[str, str | None], costs: Mapping[str, Cost | None
 def start_children(steps: Sequence[Step]) -> dict[str, subprocess.Popen]:
     """Processes that load the libraries this one does not: what each step lacks of its weights, and "learners"."""
     asked = {step.name: json.dumps(step.parameters) for step in steps if "weights_dir" in step.parameters}
+    models = [*_parameter(steps, "06", "models", []), _parameter(steps, "05", "model", "")]
     commands = {name: ["-m", "kit.encoders.weights", parameters] for name, parameters in asked.items()}
     return {
         name: subprocess.Popen([sys.executable, *command], cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True)
-        for name, command in {**commands, "learners": ["-c", LEARNERS]}.items()
+        for name, command in {**commands, "learners": ["-c", LEARNERS, json.dumps(models)]}.items()
     }  # fmt: skip
 
 

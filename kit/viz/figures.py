@@ -23,7 +23,7 @@ from kit.release.taxonomy import prompt_names
 
 COLOURS = {
     "train": "#31688e", "test": "#e07b39", "actual": "#6b7280", "predicted": "#2a9d8f",
-    "Title": "#31688e", "Alltags": "#2a9d8f", "lightgbm": "#4c78a8", "catboost": "#e0a03a", "ridge": "#8a6fb0",
+    "Title": "#31688e", "Alltags": "#2a9d8f", "lightgbm": "#4c78a8", "catboost": "#e0a03a", "author_ridge": "#8a6fb0",
     "blend": "#b5446e", "fusion": "#b5446e",
     "lowest": "#26547c", "highest": "#d1495b", "random": "#8d99ae", "better": "#3f8f4f", "worse": "#a63d40",
     "plain": "#2a9d8f", "copies": "#b5446e", "weight": "#8a6fb0", "LDS": "#e0a03a",

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from kit.viz.figures import COLOURS, INK, LABEL, SOFT, grid, styled
 
 SIDES = ("lowest", "highest", "random")
-MODEL_MARKS = {"lightgbm": "o", "catboost": "s", "fusion": "D"}
+MODEL_MARKS = {"lightgbm": "o", "catboost": "s", "author_ridge": "^", "fusion": "D"}
 METRICS = {"src": "SRC (higher is better)", "mae": "MAE (lower is better)"}
 MIN_CLASS_POSTS = 30  # fewer, and a class's SRC is mostly noise
 CLASS_COLOURS = (

@@ -75,7 +75,7 @@ def test_output_that_is_no_folder_or_taken(tmp_path):
     assert refused.fatal and "cannot write to the output folder" in refused.text
 
 
-LEARNERS = ["lightgbm", "catboost"]
+LEARNERS = ["lightgbm", "catboost", "author_ridge"]
 
 
 def test_parameters_that_do_not_fit():
@@ -95,7 +95,7 @@ def test_misspelt_items_are_found_and_blanks_are_none(tmp_path):
     assert found("06.sets= statistic , statistic + clip", "06.models=lightgbm, catboost", "06.schemes=user, time") == []
     assert found() == []
     (model,) = found("06.models=lightgbm, catbost")
-    assert model.fatal and "06.models: no model 'catbost'; there are lightgbm, catboost" in model.text
+    assert model.fatal and "06.models: no model 'catbost'; there are lightgbm, catboost, author_ridge" in model.text
     (scheme,) = found("06.schemes=user, tiem")
     assert scheme.fatal and "no scheme 'tiem'; there are auto, user, time, plain" in scheme.text
     (block,) = found("06.sets=statistic, statistic+clpi")
@@ -110,6 +110,14 @@ def _missing(steps):
     answers = {name: check._answer(child) for name, child in children.items()}
     assert {"lightgbm", "catboost"} <= set(answers.pop("learners"))
     return answers
+
+
+def test_regressors_of_scikit_learn_are_asked_for_by_name():
+    trees, misspelt = "sklearn.ensemble.ExtraTreesRegressor", "sklearn.ensemble.ExtraTrees"
+    steps = _steps(n05={"model": "lightgbm"}, n06={"models": ["lightgbm", trees, misspelt], "sets": ["statistic"]})
+    learners = check._answer(check.start_children(steps)["learners"])
+    (wrong,) = check.settings(steps, learners, set())
+    assert wrong.fatal and f"no model {misspelt!r}; there are lightgbm" in wrong.text and trees in wrong.text
 
 
 def test_a_library_that_cannot_be_loaded_is_told_among_the_packages_alone():
