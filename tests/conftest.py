@@ -13,6 +13,20 @@ from PIL import Image
 
 from kit.base.process import WRITE
 
+SETS = [
+    "statistic",
+    "statistic+behaviour",
+    "statistic+clip_ft",
+    "statistic+blip",
+    "statistic+behaviour+clip+clip_ft+taught",
+]
+SMALL = [f"--set={setting}" for setting in (
+    "02.clip_model=smp-tiny", "02.tiny_effort=0.01", "02.components=3", "03.epochs=1", "03.cross_folds=2", "04.svd_dim=4",
+    "04.baselines=resnet_bert,vit_bert,blip",
+    "01.n_folds=2", "06.schemes=user,time,matched", "05.rounds=20", "05.factors=3", "05.tail_seeds=0", "05.ratios=0.77",
+    "05.selection_seeds=0", "06.rounds=30", f"06.sets={','.join(SETS)}",
+)]  # fmt: skip
+
 settings.register_profile("kit", deadline=None)  # no test depends on how busy the machine is
 settings.load_profile("kit")
 os.environ[WRITE] = "1"  # tests work as notebooks run by hand do; those about reading take it away
@@ -90,3 +104,15 @@ class Release:
 def release(tmp_path: Path) -> Release:
     """A release not yet written: change its rows, then ``release.write()``."""
     return Release(tmp_path / "release")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The arguments and the run directory of a chain that has run once on 120 posts; to be read, or copied to be changed."""
+    from kit.pipeline.command import main
+
+    root = tmp_path_factory.mktemp("chain")
+    data = Release(root / "data", n_train=90, n_test=30, images=True).write()
+    arguments = ["--data", str(data), "--out", str(root / "run"), *SMALL]
+    assert main(arguments) == 0
+    return arguments, root / "run"

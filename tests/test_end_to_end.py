@@ -10,32 +10,8 @@ from kit.base import metrics
 from kit.pipeline.command import main
 from kit.run.directory import Run
 from kit.submission.files import validate_submission
-
-SETS = [
-    "statistic",
-    "statistic+behaviour",
-    "statistic+clip_ft",
-    "statistic+blip",
-    "statistic+behaviour+clip+clip_ft+taught",
-]
-SMALL = [f"--set={setting}" for setting in (
-    "02.clip_model=smp-tiny", "02.tiny_effort=0.01", "02.components=3", "03.epochs=1", "03.cross_folds=2", "04.svd_dim=4",
-    "04.baselines=resnet_bert,vit_bert,blip",
-    "01.n_folds=2", "06.schemes=user,time,matched", "05.rounds=20", "05.factors=3", "05.tail_seeds=0", "05.ratios=0.77",
-    "05.selection_seeds=0", "06.rounds=30", f"06.sets={','.join(SETS)}",
-)]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The arguments and the run directory of a chain that has run once on 120 posts."""
-    from tests.conftest import Release
-
-    root = tmp_path_factory.mktemp("chain")
-    data = Release(root / "data", n_train=90, n_test=30, images=True).write()
-    arguments = ["--data", str(data), "--out", str(root / "run"), *SMALL]
-    assert main(arguments) == 0
-    return arguments, root / "run"
+from tests import browser
+from tests.conftest import SETS, SMALL
 
 
 def test_submission_and_report(finished):
@@ -102,6 +78,17 @@ def test_the_experiments_are_in_the_report(finished):
         assert (run_dir / "figures" / f"{name}.png").is_file(), name
     assert len(pd.read_csv(run_dir / "tables" / "selection.csv")) == 1 + 3 + 2
     assert len(pd.read_csv(run_dir / "tables" / "oversampling.csv")) == 1 + 1 + 1 + 1
+
+
+@pytest.mark.skipif(not browser.CHROMIUM, reason=browser.WHY_NOT)
+@pytest.mark.parametrize("width", [1300, 400])
+def test_the_report_renders_and_the_console_has_nothing_to_say(finished, tmp_path, width):
+    with browser.chromium(tmp_path) as page:
+        page.resize(width, 900)
+        page.open((finished[1] / "report.html").as_uri())
+        page.wait_for("document.readyState == 'complete' && document.querySelectorAll('h2').length > 3", 60)
+        assert page.run("[...document.images].every(image => image.naturalWidth > 0)")
+        assert page.errors == []
 
 
 def test_shuffled_labels_leave_nothing_to_find(tmp_path):

@@ -18,8 +18,7 @@ from kit.base.paths import PROJECT_ROOT
 from kit.pipeline import command
 from kit.pipeline.command import main
 from kit.pipeline.steps import CALLED_FROM
-from tests.conftest import Release
-from tests.test_end_to_end import SMALL
+from tests.conftest import SMALL, Release
 
 resource = pytest.importorskip("resource", reason="signals and limits of Unix")
 N_KILLS = 12

@@ -322,7 +322,7 @@ def _cost(step: str, run_dir: Path) -> Cost | None:
     n_posts = sum(first["metrics"].get(name, 0) for name in ("n_train", "n_test")) if first else 0
     if not mark or not n_posts:
         return None
-    disk = sum(path.stat().st_size for path in run_dir.rglob("*") if path.is_file())
+    disk = sum(path.stat().st_size for path in run_dir.rglob("*") if path.is_file() and not path.is_symlink())
     return Cost(run_dir.name, n_posts, mark["peak_mb"] * (1 << 20) / GB, mark["seconds"], disk / GB)
 
 

@@ -22,7 +22,7 @@ from kit.base.files import check_writable, write_trouble
 from kit.base.locks import exclusive, lock
 from kit.base.paths import PROJECT_ROOT, resolve, shown
 from kit.demo.make import make_release
-from kit.pipeline import check
+from kit.pipeline import check, track
 from kit.pipeline.steps import (
     CALLED_FROM,
     DEMO,
@@ -36,6 +36,9 @@ from kit.pipeline.steps import (
 )
 from kit.pipeline.walk import list_steps, walk
 from kit.release.marker import is_demo
+from kit.run.directory import Run
+from kit.run.exchange import export_blocks, import_blocks
+from kit.run.marks import data_of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,7 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.test is not None:
             return subprocess.call([sys.executable, "-m", "pytest", *options.test], cwd=PROJECT_ROOT)
         if options.lab:
-            return _lab()
+            return _lab(options)
+        if options.compare:
+            return track.compare(*(_from_here(name) for name in options.compare))
         status = _run(options, arguments)
         sys.stdout.flush()
         return status
@@ -80,6 +85,8 @@ def _stop(*_: Any) -> None:
 
 def _run(options: argparse.Namespace, arguments: list[str]) -> int:
     data_dir, run_dir = _folders(options)
+    if options.export_blocks or options.import_blocks:
+        return _exchange(options, run_dir, command_line(arguments))
     steps = plan(data_dir, run_dir, options.profile or ("full" if options.data else "demo"), options.set)
     chosen = choose(steps, options)
     if options.list:
@@ -103,9 +110,30 @@ def ensure_demo(folder: Path, n_posts: int) -> None:
             make_release(folder, n_posts=n_posts)
 
 
-def _lab() -> int:
-    ensure_demo(DEMO, DEMO_POSTS)
-    return subprocess.call([sys.executable, "-m", "jupyterlab"], cwd=NOTEBOOKS)
+def _exchange(options: argparse.Namespace, run_dir: Path, command: str) -> int:
+    file, *names = options.export_blocks or options.import_blocks
+    if options.export_blocks:
+        done = export_blocks(Run.open(run_dir), _from_here(file), names)
+        print(f"{len(done)} blocks exported to {file}: {', '.join(done)}")
+        return 0
+    Run.open(run_dir).posts()  # a run to import into is there
+    with lock(run_dir, command):
+        done = import_blocks(Run.open(run_dir, write=True), _from_here(file))
+    print(f"{len(done)} blocks imported from {file}: {', '.join(done)}; name them in 06.sets")
+    return 0
+
+
+def _lab(options: argparse.Namespace) -> int:
+    from kit.pipeline import lab  # papermill takes a second to load
+
+    data_dir, run_dir = _folders(options)
+    if not options.data:
+        data_dir = data_of(run_dir) or data_dir
+    if data_dir == DEMO:
+        ensure_demo(DEMO, DEMO_POSTS)
+    profile = options.profile or ("demo" if is_demo(data_dir) else "full")
+    lab.open_lab(run_dir, plan(data_dir, run_dir, profile, options.set), options.jupyter)
+    return 0
 
 
 # --- command line -----------------------------------------------------------------------------------------------------
@@ -141,19 +169,38 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     add("--list", action="store_true", help="show steps, their state and parameters; run nothing")
     add("--check", action="store_true", help="check machine, packages, data and parameters; run nothing")
-    add("--lab", action="store_true", help="open JupyterLab in notebooks/")
+    add(
+        "--lab",
+        action="store_true",
+        help="JupyterLab on working copies of a run's notebooks; what follows -- goes to Jupyter",
+    )
+    add("--compare", metavar="RUN", nargs=2, help="print in what two finished runs differ")
+    add(
+        "--export-blocks",
+        metavar=("FILE", "NAME"),
+        nargs="+",
+        help="write blocks of the run (default: all) into a file",
+    )
+    add("--import-blocks", metavar="FILE", nargs=1, help="read the blocks of such a file into the run")
     add("--test", nargs=argparse.REMAINDER, help="run the test suite; what follows goes to pytest")
-    return parser.parse_args(arguments)
+    own = arguments[: arguments.index("--")] if "--lab" in arguments and "--" in arguments else arguments
+    options = parser.parse_args(own)
+    options.jupyter = arguments[len(own) + 1 :]
+    return options
 
 
 def _folders(options: argparse.Namespace) -> tuple[Path, Path]:
     """Absolute folders of the data and the run; relative ones start where the command was called."""
-    here = Path(os.environ.get(CALLED_FROM) or os.getcwd())
-    data_dir = (here / Path(options.data).expanduser()).resolve() if options.data else DEMO
+    data_dir = _from_here(options.data) if options.data else DEMO
     if options.data and not data_dir.is_dir():
         raise InputError(f"--data: no folder {data_dir}; unpack the SMPD release there or give its folder")
-    run_dir = (here / Path(options.out).expanduser()).resolve() if options.out else resolve(f"outputs/{data_dir.name}")
+    run_dir = _from_here(options.out) if options.out else resolve(f"outputs/{data_dir.name}")
     for path in (PROJECT_ROOT, run_dir):
         if "{" in str(path) or "}" in str(path):
             raise InputError(f"{path}: braces in a folder name confuse the notebook runner; choose another folder")
     return data_dir, run_dir
+
+
+def _from_here(name: str) -> Path:
+    """The absolute path of what is named on the command line, from the folder where the command was called."""
+    return (Path(os.environ.get(CALLED_FROM) or os.getcwd()) / Path(name).expanduser()).resolve()

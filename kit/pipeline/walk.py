@@ -10,7 +10,7 @@ from pathlib import Path
 from kit.base import machine
 from kit.base.errors import InputError, StepLeftOut
 from kit.base.paths import shown
-from kit.pipeline import stamps
+from kit.pipeline import stamps, track
 from kit.pipeline.notebook import StepFailed, execute
 from kit.pipeline.steps import Step, clear_kept, command_line, forget_force, read_parameters
 from kit.run import repair
@@ -58,6 +58,8 @@ def walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argument
         )
     if n_tried or _report_is_old(run_dir):
         report.write_report(run_dir)
+    if n_run:
+        track.note(run_dir)
     _summary(run_dir, time.perf_counter() - started, n_run)
     return 0
 

@@ -31,10 +31,11 @@ from kit.base.files import (
     write_json,
 )
 from kit.base.machine import loaded_versions
-from kit.base.paths import resolve
+from kit.base.paths import resolve, shown
 from kit.base.process import HEADLESS, WRITE, end_with_runner
 from kit.run.block import Block
 from kit.run.marks import left_out_path, withdraw_marks, write_record
+from kit.run.scratch import original_of
 
 LISTED = 20  # files that a step names at its end
 ABSENT = "absent.json"  # in the folder of a block that could not be made: why
@@ -66,13 +67,14 @@ class Run:
             path: the run directory, e.g. ``outputs/demo``; made if it is opened to write for the first time.
             step: name of the notebook that opens it, e.g. ``04_features``.
             write: whether the notebook may write; by default only if the pipeline runs it (or KIT_WRITE is set), so that
-                opening a step by hand to look at it costs nothing.
+                opening a step by hand to look at it costs nothing, and in a scratch copy, where it harms nothing.
         Raises:
             InputError: a run to read that does not exist, or a folder that cannot be written.
         """
         run_dir = resolve(path)
+        origin = original_of(run_dir)
         if write is None:
-            write = step is not None and (HEADLESS in os.environ or WRITE in os.environ)
+            write = origin is not None or step is not None and (HEADLESS in os.environ or WRITE in os.environ)
         if write:
             check_writable(run_dir)
             end_with_runner(run_dir)
@@ -81,7 +83,8 @@ class Run:
                 f"no run at {run_dir}: make it with ./run_all.sh --out {path}, or run 01_eda with write=True"
             )
         if step:
-            print(f"run {run_dir.name}, step {step}{'' if write else ', read only'}; {loaded_versions()}")
+            how = f", in a scratch copy: {shown(origin)} is not changed" if origin else "" if write else ", read only"
+            print(f"run {(origin or run_dir).name}, step {step}{how}; {loaded_versions()}")
         return cls(run_dir, step, write)
 
     # --- posts and blocks -------------------------------------------------------------------------------------------
@@ -99,8 +102,11 @@ class Run:
             posts[column] = posts[column].dt.as_unit("s")
         return posts
 
-    def write_block(self, block: Block) -> None:
-        """Save a block as ``blocks/<name>/values.npy`` and ``meta.json``, with the ids of its rows."""
+    def write_block(self, block: Block, imported: str = "") -> None:
+        """Save a block as ``blocks/<name>/values.npy`` and ``meta.json``, with the ids of its rows.
+
+        ``imported`` names the file it comes from, where no step made it.
+        """
         if block.values.dtype not in (np.float16, np.float32):
             raise ValueError(f"block {block.name} is {block.values.dtype}; float16 or float32 expected")
         n_posts = self._ids_hash()[0]
@@ -109,7 +115,7 @@ class Run:
         shutil.rmtree(self.folder(f"blocks/{block.name}"))
         with atomic_path(self.output(f"blocks/{block.name}/values.npy")) as temporary:
             np.save(temporary, block.values)
-        self._write_meta(block)
+        self._write_meta(block, imported)
 
     @contextlib.contextmanager
     def fill_block(self, name: str, columns: list[str], source: str = "", external: str = "") -> Iterator[np.memmap]:
@@ -126,12 +132,12 @@ class Run:
             block.values.flush()
         self._write_meta(block)
 
-    def _write_meta(self, block: Block) -> None:
+    def _write_meta(self, block: Block, imported: str = "") -> None:
         meta = {
             "name": block.name, "columns": list(block.columns), "categorical": list(block.categorical),
             "source": block.source, "external": block.external, "dtype": str(block.values.dtype),
             "shape": list(block.values.shape), "ids": self._ids_hash()[1],
-            "hash": hash_file(self._writes[f"blocks/{block.name}/values.npy"]),
+            "hash": hash_file(self._writes[f"blocks/{block.name}/values.npy"]), "imported": imported,
         }  # fmt: skip
         write_json(self.output(f"blocks/{block.name}/meta.json"), meta)
 
@@ -155,7 +161,12 @@ class Run:
         return Block(name, values, meta["columns"], meta["categorical"], meta["source"], meta.get("external", ""))
 
     def drop_block(self, name: str, reason: str = "") -> None:
-        """Remove a block that this step does not make, so that no later step reads a left-over; and note why."""
+        """Remove a block that this step does not make, so that no later step reads a left-over; and note why.
+
+        A block that was imported is no left-over and stays.
+        """
+        if self.is_imported(name):
+            return print(f"block {name} was imported and is kept; without that: {reason}")
         shutil.rmtree(self.folder(f"blocks/{name}"))
         if reason:
             write_json(self.folder(f"blocks/{name}") / ABSENT, {"name": name, "reason": reason})
@@ -163,6 +174,11 @@ class Run:
     def block_names(self) -> list[str]:
         """Names of the blocks this run holds."""
         return sorted(path.parent.name for path in (self.dir / "blocks").glob("*/meta.json"))
+
+    def is_imported(self, name: str) -> bool:
+        """Whether the block came from another machine (``kit.run.exchange``)."""
+        path = self.dir / "blocks" / name / "meta.json"
+        return path.is_file() and bool(read_json(path).get("imported"))
 
     def has_block(self, name: str) -> bool:
         """Whether this run holds the block; a step that asks is run again when the answer changes."""
@@ -264,7 +280,7 @@ class Run:
             print(f"  ... and {len(self._writes) - LISTED} more")
         for name, value in metrics.items():
             print(f"  {name} = {value:.4f}" if isinstance(value, float) else f"  {name} = {value}")
-        if record["by_hand"]:
+        if record["by_hand"] and not original_of(self.dir):
             number = self.step.split("_")[0]
             print(f"Run by hand: the next ./run_all.sh runs this step again, unless it is told --accept {number}.")
 

@@ -11,7 +11,10 @@ from typing import Any
 import kit
 from kit.base.files import read_json, write_json
 from kit.base.machine import package_versions, peak_memory_mb
+from kit.base.paths import resolve
 from kit.base.process import HEADLESS, PARAMETERS
+
+FIRST_STEP = "01_eda"
 
 
 def withdraw_marks(run_dir: Path, step: str) -> set[str]:
@@ -46,6 +49,12 @@ def write_record(run_dir: Path, step: str, **told: Any) -> dict:
     }
     write_json(pending_path(run_dir, step), record)
     return record
+
+
+def data_of(run_dir: Path) -> Path | None:
+    """The folder of the release that a run was made from; None if its first step has not finished."""
+    mark = read_mark(run_dir, FIRST_STEP)
+    return resolve(mark["parameters"]["data_dir"]) if mark else None
 
 
 def done_path(run_dir: Path, step: str) -> Path:

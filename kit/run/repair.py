@@ -33,7 +33,7 @@ def set_aside_damaged(run_dir: Path) -> list[str]:
     """
     damaged = [
         path for suffix in (".json", ".npz", ".pt", ".safetensors") for path in sorted(run_dir.rglob(f"*{suffix}"))
-        if path.is_file() and not _is_whole(path)
+        if path.is_file() and not path.is_symlink() and not _is_whole(path)
     ]  # fmt: skip
     for path in damaged:
         path.replace(path.with_name(f"{path.name}.damaged"))
