@@ -21,7 +21,7 @@ DEMO_POSTS = 5500
 QUICK = {"rounds": 300, "patience": 30, "learning_rate": 0.1}  # boosting of the demo
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> parameter -> value; nothing else
     "full": {},
-    "quick": {"04": {"baselines": []}, "06": {"sets": ["all"]}},
+    "quick": {"04": {"baselines": []}, "06": {"sets": ["all"]}, "07": {"near_images": False}},
     "demo": {
         "01": {"n_folds": 3},
         "02": {"clip_model": "smp-tiny", "shots": 24},

@@ -53,6 +53,7 @@ def write_report(run_dir: str | Path) -> Path:
         has_submission=(run.dir / "submission.csv").is_file(), cards=_cards(run, facts), fusion=_fusion(run),
         left_out=[read_json(path) for path in sorted((run.dir / "done").glob("*.left_out.json"))],
         ceiling=_ceiling(run, facts), table_one=_table_one(run), studies=_studies(run), quality=_read(run, "quality"),
+        shared=_shared(run),
         pictures={path.stem: base64.b64encode(path.read_bytes()).decode() for path in run.dir.glob("figures/*.png")},
         steps=steps, versions=_versions(steps),
     )  # fmt: skip
@@ -130,6 +131,18 @@ def _ceiling(run: Run, facts: dict) -> dict | None:
         for name, values in predictions.items()
     ]
     return {"n": len(test), "scores": pd.DataFrame(rows)}
+
+
+def _shared(run: Run) -> pd.DataFrame | None:
+    """What test posts share with train posts, and what it is worth."""
+    table = _read(run, "shared_posts")
+    if table is None:
+        return None
+    parts = {part: [f"{n:,} ({share:.1f} %)" for n, share in zip(table[part], table[f"{part} (%)"], strict=True)]
+             for part in ("test", "train")}  # fmt: skip
+    worth = table[["src", "mae", "mae_median"]].round(3)
+    worth.columns = ["SRC of its partners' label", "MAE", "MAE of the median"]
+    return pd.concat([table[["shared"]], pd.DataFrame(parts).add_suffix(" posts"), worth], axis=1)
 
 
 def _steps(run: Run) -> list[dict]:

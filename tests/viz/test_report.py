@@ -55,6 +55,15 @@ def test_texts_of_a_run_are_escaped(run_dir):
     assert "<script>" not in page and "&lt;script&gt;" in page and "no &lt;weights&gt;" in page
 
 
+def test_what_posts_share_is_a_table_of_its_own(run_dir):
+    (run_dir / "tables").mkdir()
+    shared = {"shared": ["author", "title"], "test": [816, 5], "test (%)": [40.44, 0.25], "train": [4301, 10]}
+    worth = {"train (%)": [71.07, 0.17], "src": [0.6433, float("nan")], "mae": [1.60, 2.46], "mae_median": [2.21, 1.96]}
+    pd.DataFrame(shared | worth).to_csv(run_dir / "tables" / "shared_posts.csv", index=False)
+    page = write_report(run_dir).read_text()
+    assert "<td>816 (40.4 %)</td>" in page and "<td>4,301 (71.1 %)</td>" in page and "<td>0.643</td>" in page
+
+
 def test_the_fusion_stands_at_the_top(run_dir):
     (run_dir / "tables").mkdir()
     scores = pd.DataFrame({"scheme": ["user", "user"], "src": [0.5, 0.7], "mae": [1.0, 2.0], "n": [10, 20]})
