@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
+import torch
 import torchvision
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+from kit.encoders.clip import Clip, wrap_model
+from kit.encoders.dual import Head, assemble
+from kit.encoders.networks import load_image_encoder, load_text_encoder
+from kit.encoders.registry import DUAL_NETWORKS, NETWORKS
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "of", "two", "dog", "##s", "cat", "!", ","]
 SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "initializer_range": 0.3}
@@ -34,12 +42,12 @@ def save_vit(folder: Path) -> nn.Module:
     return module
 
 
-def save_tokenizer(folder: Path) -> int:
+def save_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> int:
     """A tokenizer of few words and its number of words."""
     folder.mkdir(exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    (folder / "vocab.txt").write_text("\n".join(words))
     transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    return len(WORDS)
+    return len(words)
 
 
 def save_bert(folder: Path) -> nn.Module:
@@ -69,6 +77,30 @@ def save_blip(folder: Path) -> nn.Module:
     return module
 
 
+def save_blip2(folder: Path) -> nn.Module:
+    """With large projections and queries, so that the cosines differ."""
+    small = {**SMALL, "num_hidden_layers": 1}
+    n_words = save_tokenizer(folder)
+    former = {
+        **small,
+        "vocab_size": n_words,
+        "encoder_hidden_size": 32,
+        "max_position_embeddings": 20,
+        "use_qformer_text_input": True,
+    }
+    vision = {**small, "image_size": 32, "patch_size": 16}
+    config = transformers.Blip2Config(
+        vision_config=vision, qformer_config=former, text_config={"model_type": "opt", **small},
+        num_query_tokens=3, image_text_hidden_size=24,
+    )  # fmt: skip
+    module = transformers.Blip2ForImageTextRetrieval(config)
+    for weight in (module.vision_projection.weight, module.text_projection.weight, module.query_tokens):
+        nn.init.normal_(weight)
+    module.save_pretrained(folder)
+    BlipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return module
+
+
 def save_efficientnet(folder: Path) -> nn.Module:
     """With statistics that are no longer those of the start, as after training."""
     module = timm.create_model("test_efficientnet", num_classes=7)
@@ -80,7 +112,31 @@ def save_efficientnet(folder: Path) -> nn.Module:
     return module
 
 
+def save_dual(weights_dir: Path) -> None:
+    """Both networks of smp-dual under the names of the published ones; the text network reads letters, 28 at most."""
+    eye, reader = (weights_dir / NETWORKS[name].model.rpartition("/")[2] for name in DUAL_NETWORKS)
+    save_efficientnet(eye)
+    signs = string.ascii_lowercase + string.digits + ".!,"
+    n_words = save_tokenizer(reader, [*WORDS[:5], *signs, *(f"##{sign}" for sign in signs)])
+    config = transformers.BertConfig(vocab_size=n_words, num_hidden_layers=2, max_position_embeddings=28, **SMALL)
+    transformers.BertModel(config).save_pretrained(reader)
+
+
+def small_dual(folder: Path, dim: int = 16) -> Clip:
+    """smp-dual of those networks with random heads that have an adapter each."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_dual(folder)
+        eye, reader = (NETWORKS[name].model for name in DUAL_NETWORKS)
+        image = load_image_encoder("efficientnet", eye, folder / eye)
+        text = load_text_encoder("minilm", reader, folder / reader.rpartition("/")[2])
+        heads = Head((image.module.num_features, 24, dim), 1), Head((SMALL["hidden_size"], 24, dim), 1, unit=True)
+        for head in heads:
+            nn.init.normal_(head.adapters[0].mlp[-1].weight, std=0.3)
+    return wrap_model(*assemble(image, text, heads, 20.0), "smp-dual")
+
+
 SAVE = {
-    "resnet": save_resnet, "vit": save_vit, "bert": save_bert, "blip": save_blip, "efficientnet": save_efficientnet,
-    "minilm": save_bert,
+    "resnet": save_resnet, "vit": save_vit, "bert": save_bert, "blip": save_blip, "blip2": save_blip2,
+    "efficientnet": save_efficientnet, "minilm": save_bert,
 }  # fmt: skip

@@ -49,7 +49,9 @@ class PromptLearner(nn.Module):
         self.register_buffer("words", tower.embed(ids).detach().float(), persistent=False)
         generator = torch.Generator().manual_seed(seed)
         self.ctx = nn.Parameter(INIT_STD * torch.randn(n_ctx, tower.width, generator=generator).to(device))
-        self.layout = PackedLayout(tower.valid_mask(ids), self.start + n_ctx) if tower.can_truncate else None
+        self.layout = (
+            PackedLayout(tower.valid_mask(ids), self.start + n_ctx) if tower.is_causal and tower.can_truncate else None
+        )
 
     def forward(self) -> Tensor:
         """(K, L, width) prompt embeddings: the class's own words, with the context in the place of the placeholders."""

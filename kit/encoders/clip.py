@@ -26,7 +26,7 @@ from kit.base.errors import InputError
 from kit.base.files import atomic_path, read_json, write_json
 from kit.base.paths import resolve
 from kit.encoders.encoders import ImageEncoder, TextEncoder, weights_fingerprint
-from kit.encoders.registry import CLIP_CONFIG, LOCAL_DIR, SUFFIXES, TINY, clip_name, clip_tag
+from kit.encoders.registry import CLIP_CONFIG, DUAL, LOCAL_DIR, SUFFIXES, TINY, clip_name, clip_tag
 from kit.encoders.text_tower import TextTower, make_text_tower
 from kit.encoders.weights import WEIGHTS_DIR, WITHOUT_CLIP, ready_network
 
@@ -85,8 +85,8 @@ def load_clip(name: str, pretrained: str = "", weights_dir: str | Path = WEIGHTS
     """
     if name.startswith(LOCAL_DIR):
         return load_folder(resolve(name.removeprefix(LOCAL_DIR)))
-    if name == TINY:
-        raise InputError(f"{TINY} has no weights of its own: kit.encoders.tiny trains it on the run's train posts")
+    if name in (TINY, DUAL):
+        raise InputError(f"{name} has no weights of its own: notebook 02 trains it on the run's train posts")
     model = clip_name(name, pretrained)
     path = ready_network("clip", model, weights_dir, download=True)
     if path.is_dir():
@@ -105,7 +105,11 @@ def load_folder(folder: Path) -> Clip:
             f"{folder} holds no weights: a .safetensors, .bin or .pth file is expected (other weights found: {odd}; "
             f"open_clip would ignore these and start from random numbers: rename a .pt file to .pth); {WITHOUT_CLIP}."
         )
-    clip = _build(f"{LOCAL_DIR}{folder}", folder.name, "The folder's config or weights are damaged.")
+    advice = "The folder's config or weights are damaged."
+    if "smp_dual" in read_json(folder / CLIP_CONFIG[0]).get("model_cfg", {}):
+        clip = _build_dual(folder, advice)
+    else:
+        clip = _build(f"{LOCAL_DIR}{folder}", folder.name, advice)
     if (folder / "fingerprint.json").is_file():
         _check_fingerprint(clip, read_json(folder / "fingerprint.json"), folder)
     return clip
@@ -118,6 +122,8 @@ def save_clip(clip: Clip, folder: str | Path) -> Path:
     with atomic_path(folder / "open_clip_model.safetensors") as temporary:
         save_file(state, temporary)
     write_json(folder / CLIP_CONFIG[0], clip.config)
+    if "smp_dual" in clip.config["model_cfg"]:
+        clip.text.tokenizer.save_pretrained(folder)  # open_clip knows the others by name
     probe = {"hash": clip.fingerprint, **_probe(clip)}
     write_json(folder / "fingerprint.json", probe)
     return folder
@@ -125,6 +131,8 @@ def save_clip(clip: Clip, folder: str | Path) -> Path:
 
 def wrap_model(model: nn.Module, tokenizer, model_cfg: dict, name: str) -> Clip:
     """A ``Clip`` around an open_clip module that carries its ``preprocess_cfg`` (frozen, put into eval mode).
+
+    Its preprocessing is open_clip's for that config, or the image tower's own ``preprocess``.
 
     Raises:
         InputError: a text tower that ``TextTower`` cannot serve.
@@ -135,10 +143,12 @@ def wrap_model(model: nn.Module, tokenizer, model_cfg: dict, name: str) -> Clip:
         json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg})
     )  # as it will be read back
     size = preprocess_cfg["size"]
-    text = make_text_tower(model, tokenizer)
+    text, preprocess = make_text_tower(model, tokenizer), getattr(model.visual, "preprocess", None)
+    if preprocess is None:
+        known = open_clip.transform.PreprocessCfg(**preprocess_cfg)
+        preprocess = open_clip.transform.image_transform_v2(known, is_train=False)
     return Clip(
-        name=name, model=model, text=text,
-        preprocess=open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**preprocess_cfg), is_train=False),
+        name=name, model=model, text=text, preprocess=preprocess,
         image_px=size if isinstance(size, int) else max(size), dim=text.dim,
         logit_scale=float(model.logit_scale.exp().mean()), config=config, fingerprint=weights_fingerprint(model, config),
     )  # fmt: skip
@@ -156,6 +166,18 @@ def _build(source: str, name: str, advice: str, **options) -> Clip:
     except Exception as error:  # network, hub, config and weight errors all come as different types
         raise InputError(f"CLIP model {name} cannot be loaded ({_first_line(error)}). {advice}") from error
     return wrap_model(model, tokenizer, model_cfg, name)
+
+
+def _build_dual(folder: Path, advice: str) -> Clip:
+    from kit.encoders.dual import load_dual  # transformers and timm, which no other model needs
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return wrap_model(*load_dual(folder), folder.name)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{DUAL} model {folder.name} cannot be loaded ({_first_line(error)}). {advice}") from error
 
 
 def _first_line(error: Exception) -> str:

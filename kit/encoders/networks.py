@@ -31,6 +31,7 @@ from kit.encoders.encoders import ImageEncoder, TextEncoder
 from kit.encoders.registry import SUFFIXES, resnet_weights
 
 MAX_TOKENS = 128  # of a text; the titles and tags of a post are nearly always shorter
+IMAGE_TOKEN = "<image>"  # in BLIP-2's tokenizer, but not in its text network
 NOT_USED = ("pooler.", "itm_head.")  # parts of a checkpoint that no feature here depends on
 
 
@@ -38,20 +39,22 @@ def load_image_encoder(network: str, model: str, path: Path) -> ImageEncoder:
     """The image side of a network.
 
     Args:
-        network: "resnet", "vit", "efficientnet" or "blip".
+        network: "resnet", "vit", "efficientnet", "blip" or "blip2".
         model: its name, for people and as torchvision and timm know it.
         path: as ``kit.encoders.weights.find_weights`` returns it: a folder, or a file with the weights of ``model``.
     Raises:
         InputError: the file is damaged, incomplete, or holds another model.
     """
     with _loading(model, path):
-        return {"resnet": _resnet, "blip": _blip_image}.get(network, _timm)(model, path)
+        return {"resnet": _resnet, "blip": _blip_image, "blip2": _blip2_image}.get(network, _timm)(model, path)
 
 
 def load_text_encoder(network: str, model: str, path: Path) -> TextEncoder:
-    """The text side of a network (arguments as in ``load_image_encoder``; ``network`` is "bert", "minilm" or "blip")."""
+    """The text side of a network (arguments as in ``load_image_encoder``; ``network`` is "bert", "minilm", "blip" or "blip2")."""
     with _loading(model, path):
-        return _blip_text(model, path) if network == "blip" else _bert(model, path, unit=network == "minilm")
+        if network in ("blip", "blip2"):
+            return {"blip": _blip_text, "blip2": _blip2_text}[network](model, path)
+        return _bert(model, path, unit=network == "minilm")
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -69,7 +72,9 @@ class TokenTower(nn.Module):
 
     def __init__(self, name: str, pool: nn.Module, tokenizer: Any, config: Any):
         super().__init__()
-        if tokenizer.pad_token_id is None or len(tokenizer) > config.vocab_size:
+        self.n_words = config.vocab_size
+        n_own = len(tokenizer) - (IMAGE_TOKEN in tokenizer.get_vocab())
+        if tokenizer.pad_token_id is None or n_own > self.n_words:
             raise InputError(
                 f"{name}: its tokenizer has {len(tokenizer)} tokens (padding: {tokenizer.pad_token}), the network knows "
                 f"{config.vocab_size}; tokenizer and weights do not belong together, take both from one model"
@@ -86,7 +91,8 @@ class TokenTower(nn.Module):
     def tokenize(self, texts: list[str]) -> Tensor:
         """(N, L) int64 ids, cut to ``max_tokens`` and padded to the longest: wider padding would make batches too large."""
         options = {"padding": True, "truncation": True, "max_length": self.max_tokens, "return_tensors": "pt"}
-        return self.tokenizer(texts, **options)["input_ids"]
+        ids = self.tokenizer(texts, **options)["input_ids"]
+        return ids.where(ids < self.n_words, self.tokenizer.pad_token_id)  # only IMAGE_TOKEN is no word of the network
 
     def lengths(self, ids: Tensor) -> Tensor:
         """(N,) tokens before the padding."""
@@ -128,6 +134,31 @@ class FirstToken(nn.Module):
         return self.projection(hidden[:, 0])
 
 
+class Blip2Images(nn.Module):
+    """BLIP-2's image side: the mean of its queries' embeddings, each of norm 1.
+
+    BLIP-2 itself compares a text with its nearest query; a block needs one vector per image.
+    """
+
+    def __init__(self, tower: nn.Module):
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.tower(pixel_values=pixels).image_embeds.mean(dim=1)
+
+
+class Blip2Texts(nn.Module):
+    """BLIP-2's text side: its first token in the space of images and texts."""
+
+    def __init__(self, tower: nn.Module):
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.tower(input_ids=ids, attention_mask=mask).text_embeds[:, 0]
+
+
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
@@ -152,7 +183,7 @@ def _resnet(model: str, path: Path) -> ImageEncoder:
     preset = entry.transforms()
     prepare = partial(_crop_middle, preset.resize_size, preset.crop_size, preset.interpolation, preset.antialias)
     return ImageEncoder(
-        model, _fast_convolutions(module), prepare, preset.mean, preset.std, settings=repr(preset), made_by=__name__
+        model, fast_convolutions(module), prepare, preset.mean, preset.std, settings=repr(preset), made_by=__name__
     )
 
 
@@ -172,11 +203,11 @@ def _timm(model: str, path: Path) -> ImageEncoder:
     *steps, _, normalize = transform.transforms
     prepare = torchvision.transforms.Compose(steps)
     mean, std = normalize.mean.tolist(), normalize.std.tolist()
-    module = _fast_convolutions(module)
+    module = fast_convolutions(module)
     return ImageEncoder(model, module, prepare, mean, std, settings=repr(transform), made_by=__name__)
 
 
-def _fast_convolutions(module: nn.Module) -> nn.Module:
+def fast_convolutions(module: nn.Module) -> nn.Module:
     """The network with each batch norm folded into the convolution before it, in the layout processors convolve fastest.
 
     Features stay the same but for rounding; on one core EfficientNet-Lite0 is 1.4 times as fast for the first, and 1.8 times
@@ -203,12 +234,26 @@ def _bert(model: str, path: Path, unit: bool) -> TextEncoder:
 def _blip_image(model: str, path: Path) -> ImageEncoder:
     """BLIP's image embedding, rows of norm 1, prepared as preprocessor_config.json says."""
     both = _pretrained(transformers.BlipForImageTextRetrieval, path)
+    return _squashed_images(model, FirstToken(both.vision_model, both.vision_proj), path)
+
+
+def _blip2_image(model: str, path: Path) -> ImageEncoder:
+    """BLIP-2's image embedding, rows of norm 1."""
+    return _squashed_images(model, Blip2Images(_pretrained(transformers.Blip2VisionModelWithProjection, path)), path)
+
+
+def _blip2_text(model: str, path: Path) -> TextEncoder:
+    """BLIP-2's text embedding, rows of norm 1."""
+    tower = _pretrained(transformers.Blip2TextModelWithProjection, path)
+    return _text_encoder(f"{model} text", Blip2Texts(tower), path, tower.config.qformer_config, unit=True)
+
+
+def _squashed_images(model: str, module: nn.Module, path: Path) -> ImageEncoder:
     processor = BlipImageProcessorPil.from_pretrained(path, local_files_only=True)
     size, resample = (processor.size["width"], processor.size["height"]), processor.resample
     return ImageEncoder(
-        f"{model} image", FirstToken(both.vision_model, both.vision_proj), partial(_squash, size, resample),
-        processor.image_mean, processor.image_std, unit=True, settings=[size, int(resample)],
-        made_by=__name__,
+        f"{model} image", module, partial(_squash, size, resample), processor.image_mean, processor.image_std,
+        unit=True, settings=[size, int(resample)], made_by=__name__,
     )  # fmt: skip
 
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
+AUTO = "auto"  # the usual CLIP where its weights are, else smp-dual
 TINY = "smp-tiny"  # the CLIP that kit.encoders.tiny trains
+DUAL = "smp-dual"  # two networks of the package index that kit.encoders.dual aligns
+DUAL_NETWORKS = ("efficientnet", "minilm")  # of its images and of its texts
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 CONFIG, CLIP_CONFIG = ("config.json",), ("open_clip_config.json",)
 WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -62,6 +65,11 @@ NETWORKS = {
         (CONFIG, WEIGHTS, TOKENIZER, ("preprocessor_config.json",)),
         "BLIP, Li et al., ICML 2022; transformers",
     ),
+    "blip2": Network(
+        "Salesforce/blip2-itm-vit-g",
+        (CONFIG, WEIGHTS, TOKENIZER, ("preprocessor_config.json",)),
+        "BLIP-2, Li et al., ICML 2023; transformers",
+    ),
     "efficientnet": Network(
         "tf_efficientnet_lite0.in1k",
         (CONFIG, ("*.safetensors", "*.pth", "*.bin")),
@@ -90,6 +98,7 @@ ENCODERS = {
     "resnet_bert": Baseline("resnet", "bert"),
     "vit_bert": Baseline("vit", "bert"),
     "blip": Baseline("blip", "blip", joint=True),
+    "blip2": Baseline("blip2", "blip2", joint=True),
     "efficientnet": Baseline(image="efficientnet"),
     "minilm": Baseline(text="minilm"),
 }
@@ -97,7 +106,9 @@ ENCODERS = {
 
 def clip_name(name: str, pretrained: str = "") -> str:
     """The model of network "clip" in one text: an open_clip architecture and its tag, or ``local-dir:``, ``hf-hub:``."""
-    return name if name == TINY or name.startswith((LOCAL_DIR, HF_HUB)) else f"{name} {pretrained}"
+    if name in (TINY, DUAL) or name.startswith((LOCAL_DIR, HF_HUB)):
+        return name
+    return f"{CLIP.model if name == AUTO else name} {pretrained}"
 
 
 def known_block(name: str) -> str:
@@ -194,7 +205,7 @@ def timm_repository(model: str) -> str:
 
 def is_folder(network: str, model: str) -> bool:
     """Whether a model needs more than the file with its weights."""
-    return network in ("bert", "blip", "minilm") or model.startswith(HF_HUB)
+    return network in ("bert", "blip", "blip2", "minilm") or model.startswith(HF_HUB)
 
 
 def repositories(network: str, model: str) -> tuple[str, ...]:

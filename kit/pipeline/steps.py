@@ -43,7 +43,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> paramet
 }
 WITHOUT = {"quick": ("02", "03", "05")}  # profile -> notebooks that it leaves out: networks and studies
 KEPT = {  # notebook number -> folders in which it keeps what it has finished, so that it can go on; --force clears them
-    "02": ("tiny", "shards/images", "shards/texts", "prototypes"),
+    "02": ("tiny", "dual", "shards/images", "shards/texts", "shards/encoders", "prototypes"),
     "03": ("clip_ft",),
     "04": ("shards/encoders",),
     "05": ("studies",),

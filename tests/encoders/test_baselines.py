@@ -487,7 +487,7 @@ def test_models_are_chosen_by_text():
     }
     for bad in ("resnet", "resnet:", "clip:ViT-B-32"):
         with pytest.raises(
-            InputError, match="expected NETWORK:MODEL with one of resnet, vit, bert, blip, efficientnet, minilm"
+            InputError, match="expected NETWORK:MODEL with one of resnet, vit, bert, blip, blip2, efficientnet, minilm"
         ):
             parse_models([bad])
 

@@ -294,6 +294,7 @@ def test_missing_weights_say_which_file_to_put_where(offline):
     ("ViT-B-33", "openai", "'ViT-B-33' is no open_clip model.*ViT-B-32"),
     ("ViT-B-32", "openai", "use clip_model=ViT-B-32-quickgelu"),
     ("smp-tiny", "", "trains it on the run's train posts"),
+    ("smp-dual", "", "trains it on the run's train posts"),
     ("local-dir:does/not/exist", "", "holds no open_clip_config.json"),
 ])  # fmt: skip
 def test_wrong_names_are_refused(offline, name, tag, message):
