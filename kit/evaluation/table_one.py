@@ -26,9 +26,13 @@ from kit.run.matrix import join_blocks
 TAUGHT = "taught"
 PAPER_ROWS = "paper"  # stands for the twelve feature sets of the paper's table
 ALL = "all"  # stands for every block of the run, and TAUGHT
+INSTEAD = {
+    "clip_ft": "clip_ft_full",
+    "blip": "blip2",
+}  # a block of the paper's rows -> what stands there where a run has it
 COMPACT, FULL = "clip_ft", "clip_ft_full"  # blocks of CLIP_FT: a digest of Eq. 11, and all of it
 BLOCKS = (  # of ALL in this order, where the run has them; then those of the user's own
-    "statistic", "behaviour", "external", "clip", COMPACT, "resnet_bert", "vit_bert", "blip", "efficientnet", "minilm",
+    "statistic", "behaviour", "external", "clip", COMPACT, "resnet_bert", "vit_bert", "blip", "blip2", "efficientnet", "minilm",
 )  # fmt: skip
 RAW = ("clip_image", "clip_text", "clip_cosine", FULL)  # they stand in ALL in a smaller form
 
@@ -57,14 +61,16 @@ class FeatureSet:
 def parse_sets(names: Iterable[str], run: Run | None = None) -> list[FeatureSet]:
     """The feature sets of a list of names; PAPER_ROWS becomes the rows of the paper's Table 1, ALL every block of the run.
 
-    The paper's rows with ``clip_ft`` take all of Eq. 11 (block ``clip_ft_full``) where `run` has it, else the compact block.
+    The paper's rows with ``clip_ft`` take all of Eq. 11 (block ``clip_ft_full``) where `run` has it, else the compact block;
+    those with ``blip`` take ``blip2`` in the same way.
 
     Raises:
         InputError: no name, one that names no block or one twice, or two names for the same set.
     """
     rows = pd.read_csv(PAPER)["features"]
-    if run is not None and run.has_block(FULL):
-        rows = rows.str.replace(COMPACT, FULL)
+    for usual, other in INSTEAD.items():
+        if run is not None and run.has_block(other):
+            rows = rows.str.replace(usual, other)
     names = [row for name in names for row in (rows if name == PAPER_ROWS else [name])]
     if ALL in names:
         names = [*dict.fromkeys(_all_blocks(run) if name == ALL else name for name in names)]
@@ -243,9 +249,11 @@ PAPER = Path(__file__).with_name("paper_table_1.csv")  # Table 1 of the paper, s
 def beside_paper(table: pd.DataFrame) -> pd.DataFrame:
     """The table with the paper's numbers for the same features; rows the paper lacks stay, theirs are empty.
 
-    The paper's CLIP_FT is all of Eq. 11: its numbers stand beside the full block where the table has it.
+    The paper's CLIP_FT is all of Eq. 11: its numbers stand beside the full block where the table has it, and those of BLIP
+    beside ``blip2``.
     """
     paper = pd.read_csv(PAPER)
-    if table["features"].str.contains(FULL).any():
-        paper["features"] = paper["features"].str.replace(COMPACT, FULL)
+    for usual, other in INSTEAD.items():
+        if table["features"].str.contains(other).any():
+            paper["features"] = paper["features"].str.replace(usual, other)
     return table.merge(paper.rename(columns={c: f"paper_{c}" for c in paper if c != "features"}), "left", "features")

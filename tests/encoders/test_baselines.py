@@ -151,6 +151,36 @@ def test_blip_equals_the_network_itself(saved, posts, tmp_path):
     assert np.ptp(cosines.numpy()) > 0.1 and np.isnan(part(block, "cosine")[5, 0]) and np.isnan(image[5]).all()
 
 
+def test_blip2_equals_the_network_itself(saved, posts, tmp_path):
+    """Its cosines are the means over the queries, of which BLIP-2's own score is the largest."""
+    root, modules = saved
+    block = make("blip2", posts, root, tmp_path / "shards")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(root / "blip2")
+    pixels = BlipImageProcessorPil.from_pretrained(root / "blip2")(pictures(posts), return_tensors="pt")["pixel_values"]
+    ids = tokenizer(TEXTS, padding=True, truncation=True, max_length=20, return_tensors="pt")
+    with torch.no_grad():
+        out = modules["blip2"](pixels, ids.input_ids, ids.attention_mask, use_image_text_matching_head=False)
+    queries, texts = out.image_embeds, out.text_embeds
+    image, text = part(block, "image"), part(block, "text")
+    assert queries.shape[1:] == (3, 24) and image.shape == text.shape == (6, 24)
+    best = (queries[:5] @ texts.T).amax(dim=1)
+    torch.testing.assert_close(out.logits_per_image[:5], best, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(text, texts, atol=2e-3)
+    np.testing.assert_allclose(image[:5], torch.nn.functional.normalize(queries.mean(dim=1), dim=-1)[:5], atol=2e-3)
+    assert np.isnan(image[5]).all() and np.ptp(image[:5], axis=0).max() > 0.1
+
+
+def test_a_picture_sign_in_a_text_is_no_word_of_blip2(saved, tmp_path):
+    """Its published tokenizer has one word more than the text network: a place for the image."""
+    folder = shutil.copytree(saved[0] / "blip2", tmp_path / "blip2")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<image>"])
+    tokenizer.save_pretrained(folder)
+    encoder = networks.load_text_encoder("blip2", "small", folder)
+    ids = encoder.tokenize(["a <image> cat", "a cat"])
+    assert ids.max() < len(WORDS) and torch.isfinite(encoder.encode_batch(encoder.module, ids)).all()
+
+
 def test_tokens_beyond_the_cap_are_cut(saved):
     root, _ = saved
     bert = networks.load_text_encoder("bert", "small", root / "bert")

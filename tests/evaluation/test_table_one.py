@@ -97,10 +97,11 @@ def test_the_papers_rows_take_the_full_block_where_the_run_has_it(release, tmp_p
     assert [one.name for one in table_one.parse_sets(["paper"], run)] == [
         one.name for one in table_one.parse_sets(["paper"])
     ]
-    run.write_block(Block("clip_ft_full", np.ones((52, 1), np.float32), ["a"]))
+    for name in ("clip_ft_full", "blip2"):
+        run.write_block(Block(name, np.ones((52, 1), np.float32), ["a"]))
     sets = table_one.parse_sets(["paper", "statistic+clip_ft"], run)
     assert [one.name for one in sets if "clip_ft" in one.blocks] == ["statistic+clip_ft"]
-    assert sets[11].name == "statistic+behaviour+clip_ft_full"
+    assert sets[11].name == "statistic+behaviour+clip_ft_full" and sets[5].name == "statistic+blip2"
     beside = table_one.beside_paper(pd.DataFrame({"features": [one.name for one in sets]})).set_index("features")
     assert beside.loc["statistic+behaviour+clip_ft_full", "paper_fusion_src"] == 0.7395
     assert np.isnan(beside.loc["statistic+clip_ft", "paper_fusion_src"])
