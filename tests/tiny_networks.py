@@ -21,6 +21,7 @@ from kit.encoders.networks import load_image_encoder, load_text_encoder
 from kit.encoders.registry import DUAL_NETWORKS, NETWORKS
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "of", "two", "dog", "##s", "cat", "!", ","]
+SPOKEN = "cats san francisco 49ers new year party outfit of the day sea red old big light photo word".split()
 SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "initializer_range": 0.3}
 
 
@@ -113,11 +114,11 @@ def save_efficientnet(folder: Path) -> nn.Module:
 
 
 def save_dual(weights_dir: Path) -> None:
-    """Both networks of smp-dual under the names of the published ones; the text network reads letters, 28 at most."""
+    """Both networks of smp-dual under the names of the published ones; the text network reads words and letters, 28 at most."""
     eye, reader = (weights_dir / NETWORKS[name].model.rpartition("/")[2] for name in DUAL_NETWORKS)
     save_efficientnet(eye)
     signs = string.ascii_lowercase + string.digits + ".!,"
-    n_words = save_tokenizer(reader, [*WORDS[:5], *signs, *(f"##{sign}" for sign in signs)])
+    n_words = save_tokenizer(reader, [*WORDS[:5], *signs, *(f"##{sign}" for sign in signs), *SPOKEN])
     config = transformers.BertConfig(vocab_size=n_words, num_hidden_layers=2, max_position_embeddings=28, **SMALL)
     transformers.BertModel(config).save_pretrained(reader)
 

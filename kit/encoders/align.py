@@ -34,9 +34,10 @@ MIN_PAIRS = 40  # fewer say nothing
 ADAPTERS_FROM = 5_000  # pairs
 WIDTH, DIM, STEP = 256, 128, 8  # of whitened vectors, of the common space; heads of attention divide multiples of STEP
 HELD_OUT = 0.15  # of the pairs, by author
-SHRINKAGE = np.logspace(-3, 1, 9)  # times the mean eigenvalue
+SHRINKAGE = np.logspace(-3, 2, 11)  # times the mean eigenvalue
 SCALES = np.geomspace(2, 100, 24)
 STEPS, BATCH, LOOK, WARMUP = 600, 1_024, 50, 100
+PATIENCE = 200  # steps without a better recall
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
 HEADS = ("image", "text")
 
@@ -180,6 +181,8 @@ def _train_adapters(
                     head.eval()
                 if (now := _recall(*heads, held, seed)) > best_recall:
                     best, best_recall, best_step = copy.deepcopy(heads), now, step
+                elif step >= best_step + PATIENCE:
+                    break
     return best, best_step
 
 

@@ -392,15 +392,12 @@ def test_unknown_precision_is_refused():
 
 def test_training_learns_what_it_is_shown(clip, posts, tmp_path):
     bank, prototypes, data = posts
-    lr, falls_to = (
-        (5e-3, 0.8) if clip.name == "small" else (2e-2, 0.93)
-    )  # letters of a random tower say less than words
-    settings = dataclasses.replace(SMALL, epochs=8, lr=lr)
+    settings = dataclasses.replace(SMALL, epochs=8, lr=5e-3 if clip.name == "small" else 2e-2)
     trained = train(clip, bank, prototypes, data, settings, tmp_path)
     history = trained.history
     assert list(history["epoch"]) == list(range(9))
     for term in ("L_g", "L_o", "L_c"):
-        assert history[f"train_{term}"].iloc[-1] < falls_to * history[f"train_{term}"].iloc[1]
+        assert history[f"train_{term}"].iloc[-1] < 0.8 * history[f"train_{term}"].iloc[1]
     first, best = history.iloc[0], history.iloc[trained.best_epoch]
     assert trained.best_epoch == history["valid_loss"].idxmin() > 0
     assert best["valid_accuracy_averaged"] >= first["valid_accuracy_averaged"]
