@@ -16,7 +16,9 @@ from kit.release.images import ImageDataset
 
 PRECISION_FILE = "precision.json"  # beside the shards
 MIN_COSINE = 0.999  # of every probed row in half precision with the same row in float32
-MIN_SPEEDUP = 1.5  # a smaller gain may be noise of the timing, and then the run of a busy machine would have other bytes
+MIN_SPEEDUP = (
+    1.5  # a smaller gain may be noise of the timing, and then the run of a busy machine would have other bytes
+)
 MIN_PROBE_ITEMS = 512  # fewer items are encoded before a probe has paid for itself
 
 
