@@ -15,7 +15,7 @@ find_python() { # the first Python that the pinned packages have wheels for
 }
 
 # What is installed depends on these: a change in any of them installs again.
-stamp="$(cat requirements.txt pyproject.toml; pwd)"
+stamp="$(cat requirements.txt pyproject.toml; pwd; echo "${TORCH:-}")"
 if [[ ! -f .venv/installed ]] || [[ "$(cat .venv/installed)" != "$stamp" ]] || ! .venv/bin/python -c '' 2>/dev/null; then
     if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # none yet, or cut off while it was made
         python="$(find_python)"
@@ -25,6 +25,7 @@ if [[ ! -f .venv/installed ]] || [[ "$(cat .venv/installed)" != "$stamp" ]] || !
     fi
     rm -f .venv/installed
     echo "installing requirements.txt (once; a few minutes)"
+    .venv/bin/python -m kit.base.torch_build || exit 2
     .venv/bin/python -m pip install --quiet -r requirements.txt ||
         die "pip could not install requirements.txt; the lines above say why. Call $0 again to go on"
     .venv/bin/python -m pip install --quiet --no-deps -e . || die "pip could not install the kit; the lines above say why"

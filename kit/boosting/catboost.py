@@ -15,10 +15,10 @@ from kit.run.matrix import pieces
 CATBOOST = {
     "loss_function": "RMSE",
     "eval_metric": "MAE",
-    "learning_rate": 0.05,
+    "learning_rate": 0.08,
     "depth": 6,
     "l2_leaf_reg": 3.0,
-    "rsm": 0.3,
+    "rsm": 0.1,
     "max_ctr_complexity": 1,
 }
 QUANTISE = ("border_count", "feature_border_type", "nan_mode", "task_type")  # of the parameters of CatBoost

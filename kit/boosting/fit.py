@@ -174,15 +174,21 @@ class _Fitter:
             return 1
         if not training.stop_share:
             return training.rounds
-        parts = inner_holdout(self.posts, side.rows, training.stop_share, training.seed)
-        fit_idx, stop_idx = (some_rows(side.kept(part)) for part in parts)
+        fit_idx, stop_idx = self._stop_parts(side)
         learner, _ = self._learner(side, fit_idx)
         return max(1, learner.fit(side.copied(fit_idx), training.rounds, stop_idx, training.patience))
 
+    def _stop_parts(self, side: TrainingSide) -> list[np.ndarray]:
+        """Row positions of a side that trees are fitted on while they are counted, and of those that end it."""
+        parts = inner_holdout(self.posts, side.rows, self.training.stop_share, self.training.seed)
+        return [some_rows(side.kept(part)) for part in parts]
+
     def _learner(self, side: TrainingSide, rows: np.ndarray) -> tuple[Any, str]:
         """A learner that sees the columns taught by these rows, and the name under which the columns are kept."""
-        prepared, weight = self._prepared, side.weight * side.copies
-        name, taught = self.teachers.columns(rows, weight, self.n_threads) if self.training.taught else ("", None)
+        prepared, weight, (name, taught) = self._prepared, side.weight * side.copies, ("", None)
+        if self.training.taught:
+            judges = self._stop_parts(side)[0] if self.training.stop_share else rows  # they choose once for both fits
+            name, taught = self.teachers.columns(rows, weight, self.n_threads, judges)
         return learner_of(self.training.model)(prepared, taught, side.weight, self.n_threads), name
 
 

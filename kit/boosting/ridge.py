@@ -6,6 +6,8 @@ along a trend. Taught inside each fold, its prediction is the strongest single c
 
 from __future__ import annotations
 
+import copy
+import functools
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +28,9 @@ ALPHAS = (0.5, 1.0, 2.0, 5.0, 20.0)  # penalties tried
 VIEWS = {"words": ("word",), "characters": ("char",), "both": ("word", "char")}  # of the titles
 N_PARTS = 5  # author-disjoint parts of a training side
 CLIP = 4.0  # standard deviations beyond which a column says no more
-JUDGED_ON = 20_000  # posts up to which all parts, not the first alone, decide on view and penalty
+JUDGED_ON = 20_000  # posts up to which two parts, not the first alone, decide on view and penalty
+COPIED_MB = 1024  # at most, of the numbers of the posts that teach, so that each step of the solver reads no others
+MB_PER_VALUE = 4 / (1 << 20)
 MAX_STEPS = 100  # of the solver; the penalty makes it converge long before
 NOT_CONVERGED = 7  # lsmr's word for it
 INTERCEPT = 10.0  # value of the constant column: large, so that the penalty hardly touches it
@@ -66,14 +70,20 @@ class Design:
             alpha: penalty.
             view: one of `views`.
         """
-        root = np.sqrt(weight)
+        taught = np.flatnonzero(weight > 0)
+        design = self
+        if len(taught) * self._dense.shape[1] * MB_PER_VALUE <= COPIED_MB:
+            design = self.taken(taught)
+        else:
+            taught = slice(None)
+        root = np.sqrt(weight[taught])
         mean = float(np.average(np.where(weight > 0, target, 0), weights=weight))
-        centred = np.where(weight > 0, target - mean, 0)
+        centred = np.where(weight > 0, target - mean, 0)[taught]
         operator = LinearOperator(
-            (len(self._dense), self.width(view)),
+            (len(root), self.width(view)),
             dtype=np.float64,
-            matvec=lambda v: root * self._times(v.ravel(), view),
-            rmatvec=lambda u: self._transposed_times(root * u.ravel(), view),
+            matvec=lambda v: root * design._times(v.ravel(), view),
+            rmatvec=lambda u: design._transposed_times(root * u.ravel(), view),
         )
         found = lsmr(operator, root * centred, damp=np.sqrt(alpha), maxiter=MAX_STEPS, atol=1e-4, btol=1e-4)
         if found[1] == NOT_CONVERGED:
@@ -83,6 +93,15 @@ class Design:
     def predict(self, coefficients: np.ndarray, mean: float, view: str) -> np.ndarray:
         """(n_posts,) float64 predictions for every post, from what `fit` returns."""
         return self._times(coefficients, view) + mean
+
+    def taken(self, rows: np.ndarray) -> Design:
+        """The same columns of some posts (row positions)."""
+        part = copy.copy(self)
+        part._dense, part._sparse = (
+            self._dense[rows],
+            {unit: _Sparse([one.matrix[rows]]) for unit, one in self._sparse.items()},
+        )
+        return part
 
     def width(self, view: str) -> int:
         """Columns of the design."""
@@ -122,30 +141,39 @@ class RidgeStack:
 
     def __init__(self, block: Block, posts: pd.DataFrame, seed: int = 0, folder: Path | None = None):
         self._design, self._posts, self._seed = Design(block, posts, folder), posts[["Uid", "Postdate"]], seed
+        self._chosen: tuple = None, None  # for whom, and what
 
-    def column(self, target: np.ndarray, train_idx: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    def column(
+        self, target: np.ndarray, train_idx: np.ndarray, weight: np.ndarray, judges: np.ndarray | None = None
+    ) -> np.ndarray:
         """(n_posts,) float32 predictions in the units of the label, taught by the labels of train_idx alone.
 
         Posts of train_idx are predicted by models fitted on other authors of train_idx, all others by one fitted on all
-        of it. View of the titles and penalty are those with the least squared error on held-out authors of train_idx.
+        of it. View of the titles and penalty are those with the least squared error on held-out authors of the judges;
+        they are kept for the next call with the same judges.
 
         Args:
             target: (n_posts,) label; only rows of train_idx are read.
             train_idx: row positions of the training side.
             weight: (n_posts,) > 0 on train_idx.
+            judges: row positions among train_idx; by default all of it.
         """
-        side = np.zeros(len(target), dtype=bool)
-        side[train_idx] = True
-        weight = np.where(side, weight, 0)
-        split = self._posts.assign(split=np.where(side, "train", "test"))
-        n_parts = min(N_PARTS, split["Uid"][side].nunique())
-        parts = make_folds(split, n_parts, "user", self._seed)
-        held_out = [parts == k for k in range(n_parts)]
-        chosen = self.choose(target, weight, held_out[: n_parts if len(train_idx) <= JUDGED_ON else 1])
+        judges = train_idx if judges is None else judges
+        if self._chosen[0] != (key := (judges.tobytes(), target[judges].tobytes(), weight[judges].tobytes())):
+            held_out = self._parts(judges)[: 2 if len(judges) <= JUDGED_ON else 1]
+            self._chosen = key, self.choose(target, _only(weight, judges), held_out)
+        chosen, weight = self._chosen[1], _only(weight, train_idx)
         out = self._predicted(target, weight, *chosen)
-        for held in held_out:
+        for held in self._parts(train_idx):
             out[held] = self._predicted(target, np.where(held, 0, weight), *chosen)[held]
         return out.astype(np.float32)
+
+    def _parts(self, rows: np.ndarray) -> list[np.ndarray]:
+        """(n_posts,) bool each: author-disjoint parts of some posts."""
+        split = self._posts.assign(split=np.where(np.isin(np.arange(len(self._posts)), rows), "train", "test"))
+        n_parts = min(N_PARTS, split["Uid"].iloc[rows].nunique())
+        parts = make_folds(split, n_parts, "user", self._seed)
+        return [parts == k for k in range(n_parts)]
 
     def choose(self, target: np.ndarray, weight: np.ndarray, held_out: list[np.ndarray]) -> tuple[float, str]:
         """Penalty of the first view and, under it, the view with the least squared error on the posts held out.
@@ -155,6 +183,7 @@ class RidgeStack:
             held_out: (n_posts,) bool each; every part is predicted by a model fitted without it.
         """
 
+        @functools.cache
         def error(alpha: float, view: str) -> float:
             found = ((held, self._predicted(target, np.where(held, 0, weight), alpha, view)) for held in held_out)
             return sum(np.square(predicted[held] - target[held]).sum() for held, predicted in found)
@@ -164,6 +193,13 @@ class RidgeStack:
 
     def _predicted(self, target: np.ndarray, weight: np.ndarray, alpha: float, view: str) -> np.ndarray:
         return self._design.predict(*self._design.fit(target, weight, alpha, view))
+
+
+def _only(weight: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(n_posts,) the weights of some posts, 0 elsewhere."""
+    out = np.zeros(len(weight))
+    out[rows] = weight[rows]
+    return out
 
 
 def _standardised(values: np.ndarray, coded: np.ndarray, folder: Path | None) -> tuple[np.ndarray, np.ndarray]:

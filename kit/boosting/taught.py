@@ -38,29 +38,36 @@ class TaughtColumns:
         self._block, self._target, self._posts, self._hashes = block, target, posts, post_hashes
         self._seed, self._folder = seed, folder
 
-    def columns(self, rows: np.ndarray, weight: np.ndarray, n_threads: int) -> tuple[str, np.ndarray]:
+    def columns(
+        self, rows: np.ndarray, weight: np.ndarray, n_threads: int, judges: np.ndarray | None = None
+    ) -> tuple[str, np.ndarray]:
         """Name of the file in the folder ("" without), and (n_posts, len(TAUGHT)) float32, taught by the labels of rows.
 
         Args:
             rows: row positions of the training side.
             weight: (n_posts,) > 0 on rows.
             n_threads: of linear algebra, whose rounding depends on it.
+            judges: those of rows that choose how the ridge learns; by default all.
         """
+        judges = rows if judges is None else judges
         if not self._folder:
-            return "", self._made(rows, weight, n_threads)
+            return "", self._made(rows, weight, n_threads, judges)
         described = {"code": code_of("kit.boosting.taught"), "threads": n_threads, "seed": self._seed,
                      "columns": self._block.columns, "categorical": self._block.categorical,
                      "values": self._block.digest}  # fmt: skip
-        path = self._folder / f"{hash_inputs(described, self._hashes, rows, weight[rows], self._target[rows])}.npy"
+        path = (
+            self._folder / f"{hash_inputs(described, self._hashes, rows, weight[rows], self._target[rows], judges)}.npy"
+        )
         if not path.is_file():
             with atomic_path(path) as temporary:
-                np.save(temporary, self._made(rows, weight, n_threads))
+                np.save(temporary, self._made(rows, weight, n_threads, judges))
         return path.name, np.load(path)
 
-    def _made(self, rows: np.ndarray, weight: np.ndarray, n_threads: int) -> np.ndarray:
+    def _made(self, rows: np.ndarray, weight: np.ndarray, n_threads: int, judges: np.ndarray) -> np.ndarray:
         ridge, history = self._teachers
         with threadpool_limits(n_threads, "blas"):
-            return np.column_stack([ridge.column(self._target, rows, weight), history.columns(self._target, rows)])
+            column = ridge.column(self._target, rows, weight, judges)
+            return np.column_stack([column, history.columns(self._target, rows)])
 
     @cached_property
     def _teachers(self) -> tuple[RidgeStack, LabelHistory]:

@@ -26,14 +26,14 @@ from kit.base.errors import InputError
 from kit.base.files import check_writable
 from kit.base.locks import lock_holder
 from kit.base.machine import ASK_GPUS, GB, gpu_names, memory_gb, package_versions, usable_cores
-from kit.base.paths import PROJECT_ROOT, resolve, shown
+from kit.base.paths import PROJECT_ROOT, shown
 from kit.evaluation.table_one import BLOCKS, RAW, parse_sets
 from kit.pipeline import stamps
+from kit.pipeline.plan import Cost, forecast, last_cost, lines
 from kit.pipeline.steps import Step
 from kit.release import smpd
 from kit.release.images import decode_image, file_state
 from kit.run.folds import SCHEMES
-from kit.run.marks import read_mark
 from kit.run.matched import choose_scheme
 
 SAMPLE_FILES, SAMPLE_DECODED = 20_000, 64  # images looked for, and opened
@@ -62,27 +62,6 @@ class Finding:
     def __str__(self) -> str:
         mark = "FAILS: " if self.fatal else ""
         return f"{self.topic:12}{mark}{self.text}" + (f"\n{'':12}-> {self.todo}" if self.todo else "")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a step, or a run, took when it was last done.
-
-    Attributes:
-        run: name of that run directory.
-        n_posts: of that run.
-        memory_gb, seconds: of the step; disk_gb: of the whole run.
-    """
-
-    run: str
-    n_posts: int
-    memory_gb: float
-    seconds: float
-    disk_gb: float
-
-    def grown(self, n_posts: int) -> float:
-        """How many times as much it is at most for more posts: as if all of it grew with them."""
-        return max(1.0, n_posts / self.n_posts)
 
 
 def check(steps: Sequence[Step], data_dir: Path, run_dir: Path) -> int:
@@ -115,9 +94,11 @@ def check(steps: Sequence[Step], data_dir: Path, run_dir: Path) -> int:
             step.name: stamps.why_stale(run_dir, step.name, stamps.current_stamp(step.notebook, step.parameters))
             for step in steps
         }
-        costs = {name: last_cost(name, run_dir) for name in stale}
-        print("\n".join(_step_lines(stale, costs, len(posts))))
-        to_run = {name: cost for name, cost in costs.items() if cost and stale[name]}
+        costs = {name: last_cost(name, run_dir) for name, why in stale.items() if why}
+        for name, why in stale.items():
+            print(f"{name:16}{'will run: ' + why if why else 'up to date'}")
+        print("\n".join(lines(forecast(steps, run_dir, costs))))
+        to_run = {name: cost for name, cost in costs.items() if cost}
         tell(room(to_run, len(posts), *memory_gb(), _free_gb(run_dir)))
     n_fatal = sum(one.fatal for one in findings)
     will = f"{n_fatal} finding{'s' * (n_fatal != 1)} will make the run fail"
@@ -303,39 +284,6 @@ def room(
         text = f"{disk.run} takes {disk.disk_gb:.1f} GB for {disk.n_posts:,} posts, so {n_posts:,} may take up to "
         text += f"{disk.disk_gb * disk.grown(n_posts):.1f} GB; {free_gb:.1f} GB are free"
         yield Finding("disk", text, "make room, or choose a folder on another disk with --out", disk.disk_gb > free_gb)
-
-
-# --- what a step took last --------------------------------------------------------------------------------------------
-
-
-def last_cost(step: str, run_dir: Path) -> Cost | None:
-    """What a step took in this run, or else in the largest other one beside it; None if it has never been done."""
-    others = [path.parent.parent for path in resolve("outputs").glob(f"*/done/{step}.json")]
-    found = {folder: _cost(step, folder) for folder in [run_dir, *others]}
-    if cost := found.pop(run_dir):
-        return cost
-    return max(filter(None, found.values()), key=lambda cost: cost.n_posts, default=None)
-
-
-def _cost(step: str, run_dir: Path) -> Cost | None:
-    mark, first = read_mark(run_dir, step), read_mark(run_dir, "01_eda")
-    n_posts = sum(first["metrics"].get(name, 0) for name in ("n_train", "n_test")) if first else 0
-    if not mark or not n_posts:
-        return None
-    disk = sum(path.stat().st_size for path in run_dir.rglob("*") if path.is_file() and not path.is_symlink())
-    return Cost(run_dir.name, n_posts, mark["peak_mb"] * (1 << 20) / GB, mark["seconds"], disk / GB)
-
-
-def _step_lines(stale: Mapping[str, str | None], costs: Mapping[str, Cost | None], n_posts: int) -> Iterator[str]:
-    """The table of steps: what each took when it was last done, and its state."""
-    for name, why in stale.items():
-        cost = costs[name]
-        took = "not known yet"
-        if cost:
-            took = f"{cost.memory_gb:.1f} GB, {cost.seconds:,.0f} s for {cost.n_posts:,} posts ({cost.run})"
-        if cost and cost.grown(n_posts) > 1:
-            took += f", here at most {cost.memory_gb * cost.grown(n_posts):.1f} GB"
-        yield f"{name:16}{'will run: ' + why if why else 'up to date'}; took {took}"
 
 
 # --- processes that look things up ------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from kit.pipeline.steps import (
     choose,
     command_line,
     plan,
+    plan_first,
     step_number,
 )
 from kit.pipeline.walk import list_steps, walk
@@ -87,8 +88,10 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
     data_dir, run_dir = _folders(options)
     if options.export_blocks or options.import_blocks:
         return _exchange(options, run_dir, command_line(arguments))
-    steps = plan(data_dir, run_dir, options.profile or ("full" if options.data else "demo"), options.set)
+    profile = options.profile or ("full" if options.data else "demo")
+    steps = plan(data_dir, run_dir, profile, options.set)
     chosen = choose(steps, options)
+    first = [] if options.start or options.only else plan_first(data_dir, run_dir, profile, options.set)
     if options.list:
         return list_steps(steps, run_dir)
     if data_dir == DEMO:
@@ -97,7 +100,7 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
         return check.check(steps, data_dir, run_dir)
     check_writable(run_dir)
     with lock(run_dir, command_line(arguments)):
-        return walk(chosen, run_dir, options, arguments)
+        return walk([*first, *chosen], run_dir, options, arguments)
 
 
 def ensure_demo(folder: Path, n_posts: int) -> None:

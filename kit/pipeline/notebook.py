@@ -24,6 +24,7 @@ from kit.base.machine import GB, memory_gb, usable_cores
 from kit.base.paths import PROJECT_ROOT
 from kit.base.process import HEADLESS, PARAMETERS
 from kit.base.progress import SECONDS_BETWEEN_LINES
+from kit.pipeline.plan import clock
 
 DIED = 138  # exit status of the pipeline where a kernel was killed or crashed
 MUCH = 0.5  # share of the memory from which on a killed kernel was most likely killed for it
@@ -52,9 +53,14 @@ class StepFailed(Exception):
         self.trace, self.notebook, self.status = trace, notebook, status
 
 
-def execute(notebook: Path, run_dir: Path, parameters: dict[str, Any], width: int = 0) -> tuple[float, int]:
+def execute(
+    notebook: Path, run_dir: Path, parameters: dict[str, Any], width: int = 0, ahead: Sequence[float] = ()
+) -> tuple[float, int]:
     """Run the notebook into ``<run>/notebooks/`` with its output in ``<run>/logs/``.
 
+    Args:
+        width: of the step's name in the lines that are printed.
+        ahead: seconds that this step and each later one will take, as far as they are known (else NaN).
     Returns:
         seconds it took, and the peak memory of its kernel in MB as sampled from outside.
     Raises:
@@ -77,7 +83,7 @@ def execute(notebook: Path, run_dir: Path, parameters: dict[str, Any], width: in
         _kernel_environment(parameters),
         _transport() as transport,
         open(log_path, "w", encoding="utf-8") as log,
-        _Heartbeat(notebook.stem, log_path, width) as heartbeat,
+        _Heartbeat(notebook.stem, log_path, width, ahead) as heartbeat,
     ):
         try:
             papermill.execute_notebook(
@@ -210,8 +216,8 @@ def _plain(text: str) -> str:
 class _Heartbeat:
     """Prints the last line of a log every 10 s while a step runs, and watches the memory of the kernel."""
 
-    def __init__(self, label: str, log_path: Path, width: int):
-        self.label, self.log_path, self.width, self.peak_mb = label, log_path, width, 0
+    def __init__(self, label: str, log_path: Path, width: int, ahead: Sequence[float]):
+        self.label, self.log_path, self.width, self.ahead, self.peak_mb = label, log_path, width, ahead, 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -231,7 +237,16 @@ class _Heartbeat:
             elapsed = time.perf_counter() - self._started
             if elapsed - said >= SECONDS_BETWEEN_LINES:
                 said = elapsed
-                print(f"{self.label:{self.width}}  {elapsed:4.0f} s  {self._last_line()}", flush=True)
+                print(
+                    f"{self.label:{self.width}}  {elapsed:4.0f} s  {self._last_line()}{self._left(elapsed)}", flush=True
+                )
+
+    def _left(self, elapsed: float) -> str:
+        """What is left of the whole run, as far as it is known."""
+        if not any(seconds > 0 for seconds in self.ahead):
+            return ""
+        own, *later = (0.0 if seconds != seconds else seconds for seconds in self.ahead)
+        return f" | run: {clock(max(0.0, own - elapsed) + sum(later))} left"
 
     def _last_line(self) -> str:
         with open(self.log_path, "rb") as handle:

@@ -14,6 +14,7 @@ from typing import Any
 from kit.base.errors import InputError
 from kit.base.files import read_json
 from kit.base.paths import PROJECT_ROOT, shown
+from kit.run.marks import done_path
 
 NOTEBOOKS = PROJECT_ROOT / "notebooks"
 DEMO = PROJECT_ROOT / "inputs" / "demo"
@@ -21,6 +22,11 @@ DEMO_POSTS = 5500
 QUICK = {"rounds": 300, "patience": 30, "learning_rate": 0.1}  # boosting of the demo
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> parameter -> value; nothing else
     "full": {},
+    "paper": {  # its protocol, as far as it is known: the table in 03 has the reasons against
+        "02": {"valid_share": 0.0},
+        "03": {"share_projection": True, "mask_sot": False, "cross_folds": 0, "full": True},
+        "06": {"sets": ["paper"]},
+    },
     "quick": {"04": {"baselines": []}, "06": {"sets": ["all"]}, "07": {"near_images": False}},
     "demo": {
         "01": {"n_folds": 3},
@@ -41,7 +47,9 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> paramet
         },
     },
 }
+FIRST = {"full": "quick"}  # profile -> the one whose steps make its first submission
 WITHOUT = {"quick": ("02", "03", "05")}  # profile -> notebooks that it leaves out: networks and studies
+AFTER = {"05": "07"}  # a study -> the notebook after which it runs: it holds no submission up
 KEPT = {  # notebook number -> folders in which it keeps what it has finished, so that it can go on; --force clears them
     "02": ("tiny", "dual", "shards/images", "shards/texts", "shards/encoders", "prototypes"),
     "03": ("clip_ft",),
@@ -49,6 +57,7 @@ KEPT = {  # notebook number -> folders in which it keeps what it has finished, s
     "05": ("studies",),
     "06": ("gbdt",),
 }
+SUBMISSION = "07_blend"  # the step that writes it
 CALLED_FROM = "KIT_CALLED_FROM"  # environment variable: the folder run_all.sh was called in
 
 
@@ -66,7 +75,7 @@ class Step:
 
 
 def plan(data_dir: Path, run_dir: Path, profile: str, settings: list[str]) -> list[Step]:
-    """Every step of the chain, parameters resolved: notebook default, then profile, then ``--set``.
+    """Every step of the chain as it runs, parameters resolved: notebook default, then profile, then ``--set``.
 
     Args:
         settings: ``NN.name=value`` as given on the command line.
@@ -83,9 +92,27 @@ def plan(data_dir: Path, run_dir: Path, profile: str, settings: list[str]) -> li
     folders = {"data_dir": shown(data_dir), "run_dir": shown(run_dir)}
     chain = [path for path in notebooks() if path.stem[:2] not in WITHOUT.get(profile, ())]
     steps = [_plan_step(path, overrides.pop(path.stem[:2], {}), folders) for path in chain]
+    steps.sort(key=lambda step: (AFTER.get(step.number, step.number), step.number in AFTER))
     for number in overrides:
         _unknown_step(number, chain)
     return steps
+
+
+def plan_first(data_dir: Path, run_dir: Path, profile: str, settings: list[str]) -> list[Step]:
+    """The steps that make a profile's first submission; none where it has no such steps, or where a submission stands.
+
+    Settings count where the first profile says nothing else.
+    """
+    first = FIRST.get(profile)
+    if not first or done_path(run_dir, SUBMISSION).is_file() or SUBMISSION not in [path.stem for path in notebooks()]:
+        return []
+    own = {f"{number}.{name}" for number, values in PROFILES[first].items() for name in values}
+    targets = {setting: setting.partition("=")[0].partition(".") for setting in settings}
+    kept = [
+        setting for setting, (number, _, name) in targets.items()
+        if f"{step_number(number)}.{name}" not in own and step_number(number) not in WITHOUT[first]
+    ]  # fmt: skip
+    return plan(data_dir, run_dir, first, kept)
 
 
 def notebooks() -> list[Path]:

@@ -12,7 +12,8 @@ from kit.base.errors import InputError, StepLeftOut
 from kit.base.paths import shown
 from kit.pipeline import stamps, track
 from kit.pipeline.notebook import StepFailed, execute
-from kit.pipeline.steps import Step, clear_kept, command_line, forget_force, read_parameters
+from kit.pipeline.plan import forecast, last_cost, lines
+from kit.pipeline.steps import SUBMISSION, Step, clear_kept, command_line, forget_force, read_parameters
 from kit.run import repair
 from kit.run.marks import done_path, made_otherwise, pending_path, read_mark
 from kit.viz import report
@@ -23,7 +24,8 @@ def walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argument
     width = max(len(step.name) for step in steps)
     print(f"run {shown(run_dir)}: {len(steps)} steps", flush=True)
     repair.remove_temporary(run_dir)
-    for step in steps:
+    ahead = _say_plan(steps, run_dir, options)
+    for place, step in enumerate(steps):
         stamp = stamps.current_stamp(step.notebook, step.parameters)
         if step.number in options.accept:
             _accept(step, run_dir, stamp)
@@ -44,8 +46,9 @@ def walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argument
         if step.number in options.force:
             clear_kept(run_dir, step.number)
             forget_force(arguments, step.number)
+            options.force.remove(step.number)
         try:
-            mark = _run(step, run_dir, stamp, width)
+            mark = _run(step, run_dir, stamp, width, ahead[place:])
         except StepLeftOut as why:
             print(f"{step.name:{width}}  LEFT OUT: {why}", flush=True)
             continue
@@ -56,6 +59,9 @@ def walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argument
             f"{step.name:{width}}  done in {mark['seconds']:.0f} s, peak {mark['peak_mb']:,} MB{_metrics(mark)}",
             flush=True,
         )
+        if step.name == SUBMISSION and place + 1 < len(steps):  # studies, or more than a first submission, are to come
+            report.write_report(run_dir)
+            print(f"{step.name:{width}}  a submission stands: {shown(run_dir / 'submission.csv')}", flush=True)
     if n_tried or _report_is_old(run_dir):
         report.write_report(run_dir)
     if n_run:
@@ -64,9 +70,24 @@ def walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argument
     return 0
 
 
-def _run(step: Step, run_dir: Path, stamp: dict, width: int) -> dict:
+def _say_plan(steps: list[Step], run_dir: Path, options: argparse.Namespace) -> list[float]:
+    """Print how long the steps that must run will take; seconds for each step, 0 for one that is fresh, NaN if unknown."""
+    stale = [
+        step for step in steps
+        if step.number in options.force
+        or stamps.why_stale(run_dir, step.name, stamps.current_stamp(step.notebook, step.parameters))
+    ]  # fmt: skip
+    forecasts = forecast(steps, run_dir, {step.name: last_cost(step.name, run_dir) for step in stale})
+    for line in lines(forecasts):
+        print(line, flush=True)
+    seconds = iter(forecasts)
+    names = {step.name for step in stale}
+    return [next(seconds).seconds if step.name in names else 0.0 for step in steps]
+
+
+def _run(step: Step, run_dir: Path, stamp: dict, width: int, ahead: list[float]) -> dict:
     """Run a step; its done-mark."""
-    seconds, peak_mb = execute(step.notebook, run_dir, step.parameters, width)
+    seconds, peak_mb = execute(step.notebook, run_dir, step.parameters, width, ahead)
     try:
         return stamps.write_mark(run_dir, step.name, stamp, seconds, peak_mb)
     except FileNotFoundError:

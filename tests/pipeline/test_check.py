@@ -9,14 +9,13 @@ import pytest
 from PIL import Image
 
 from kit.base import machine
-from kit.base.files import write_json
 from kit.base.locks import lock
 from kit.base.paths import PROJECT_ROOT
 from kit.pipeline import check
-from kit.pipeline.check import Cost
+from kit.pipeline import plan as plan_module
 from kit.pipeline.command import main
+from kit.pipeline.plan import Cost
 from kit.pipeline.steps import CALLED_FROM, Step, plan
-from kit.run.marks import RECORD_KEYS, STAMP_KEYS, done_path
 from tests.conftest import Release
 
 
@@ -183,36 +182,11 @@ def test_room_in_memory_and_on_disk():
     assert list(check.room(costs, 500, 16, 12, 5)) == []  # fewer posts are not said to take less
 
 
-def _done(run_dir, step, peak_mb, n_posts):
-    keys = dict.fromkeys(RECORD_KEYS | STAMP_KEYS, {})
-    metrics = {"n_train": n_posts - 10, "n_test": 10}
-    for name in ("01_eda", step):
-        write_json(done_path(run_dir, name), {**keys, "peak_mb": peak_mb, "seconds": 7.0, "metrics": metrics})
-
-
-def test_costs_are_those_of_this_run_or_else_of_the_largest_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "resolve", lambda name: tmp_path / name)
-    run_dir = tmp_path / "elsewhere" / "mine"
-    assert check.last_cost("06_b", run_dir) is None
-    _done(tmp_path / "outputs" / "small", "06_b", 900, 100)
-    _done(tmp_path / "outputs" / "large", "06_b", 5000, 4000)
-    cost = check.last_cost("06_b", run_dir)
-    assert (cost.run, cost.n_posts, cost.seconds) == ("large", 4000, 7.0)
-    assert cost.memory_gb == pytest.approx(5.24, abs=0.01) and 0 < cost.disk_gb < 1e-4
-    assert cost.grown(8000) == 2 and cost.grown(10) == 1
-    _done(run_dir, "06_b", 300, 50)
-    assert check.last_cost("06_b", run_dir).run == "mine"
-    lines = check._step_lines({"06_b": "not run yet", "07_c": None}, {"06_b": cost, "07_c": None}, 8000)
-    first, second = lines
-    assert "will run: not run yet; took 5.2 GB, 7 s for 4,000 posts (large), here at most 10.5 GB" in first
-    assert second.endswith("up to date; took not known yet")
-
-
 @pytest.fixture
 def checked(tmp_path, monkeypatch, capsys):
     """checked(release folder) -> status and what --check printed."""
     monkeypatch.delenv(CALLED_FROM, raising=False)
-    monkeypatch.setattr(check, "resolve", lambda name: tmp_path / name)  # no other runs
+    monkeypatch.setattr(plan_module, "resolve", lambda name: tmp_path / name)  # no other runs
 
     def run(data):
         status = main(
@@ -227,7 +201,7 @@ def test_a_whole_check_runs_nothing(checked, tmp_path, monkeypatch):
     data = Release(tmp_path / "data", images=True).write()
     status, said = checked(data)
     assert status == 0 and "nothing here will make it fail" in said.out
-    assert said.out.count("took not known yet") == 7
+    assert said.out.count("by a probe of this machine") == 5 and said.out.count("not known before its first run") == 2
     for topic in ("python", "packages", "machine", "device", "output", "data", "images", "01_eda", "07_blend"):
         assert any(line.startswith(topic) for line in said.out.splitlines()), topic
     assert "40 train and 12 test posts, complete and aligned" in said.out and "will run: not run yet" in said.out

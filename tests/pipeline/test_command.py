@@ -23,8 +23,9 @@ from kit.base.process import is_alive
 from kit.pipeline import notebook, steps
 from kit.pipeline.command import main
 from kit.pipeline.notebook import StepFailed
-from kit.pipeline.steps import CALLED_FROM, PROFILES, parse_value, plan, read_parameters
+from kit.pipeline.steps import CALLED_FROM, PROFILES, parse_value, plan, plan_first, read_parameters
 from kit.run.directory import ABSENT, Run
+from kit.run.marks import done_path
 from kit.viz import report
 
 PARAMETERS = 'data_dir: str = "x"  # data\nrun_dir: str = "y"  # run\nn: int = 1  # how many\n'
@@ -385,6 +386,49 @@ def test_a_quick_run_has_neither_networks_nor_studies(tmp_path):
     assert steps["06"]["sets"] == ["all"] and steps["04"]["baselines"] == []
     with pytest.raises(InputError, match="no notebook 05; the chain is 01_eda, 04_features"):
         plan(tmp_path, tmp_path / "r", "quick", ["05.seed=1"])
+
+
+def test_full_begins_with_what_quick_makes(tmp_path):
+    """Once, until a submission stands; with the user's settings, but for those that make it quick."""
+    asked = (tmp_path, tmp_path / "run", "full", ["06.sets=paper", "06.rounds=77", "02.shots=5", "5.rounds=3"])
+    first = plan_first(*asked)
+    assert [step.number for step in first] == ["01", "04", "06", "07"]
+    by_number = {step.number: step.parameters for step in first}
+    assert by_number["06"]["sets"] == ["all"] and by_number["06"]["rounds"] == 77
+    assert (
+        plan_first(tmp_path, tmp_path / "run", "quick", []) == plan_first(tmp_path, tmp_path / "run", "paper", []) == []
+    )
+    write_json(done_path(tmp_path / "run", "07_blend"), {})
+    assert plan_first(*asked) == []
+
+
+def test_studies_run_after_the_submission(tmp_path):
+    order = [step.number for step in plan(tmp_path, tmp_path, "full", [])]
+    assert order.index("05") == order.index("07") + 1 and sorted(order) == [path.stem[:2] for path in steps.notebooks()]
+
+
+def test_a_first_submission_is_made_and_reported_before_the_rest(chain, capsys, monkeypatch):
+    """01, 07 with the quick profile's parameters, then 01, 02, 07 with those of the full one, each run once only."""
+    _notebook(chain.folder, "07_blend", READ, 'print("read", n)', "run.finish(n=n)")
+    monkeypatch.setattr(steps, "PROFILES", {"full": {"01": {"n": 5}}, "quick": {"01": {"n": 3}}})
+    told = []
+    monkeypatch.setattr(
+        report, "write_report", lambda run_dir: told.append(read_json(done_path(run_dir, "07_blend"))["metrics"])
+    )
+    assert chain() == 0
+    said = [
+        line for line in capsys.readouterr().out.splitlines() if " done in " in line or " a submission stands" in line
+    ]
+    assert [line.split()[0] for line in said] == [
+        "01_first",
+        "07_blend",
+        "07_blend",
+        "01_first",
+        "02_second",
+        "07_blend",
+    ]
+    assert "a submission stands" in said[2] and [one["n"] for one in told] == [3, 5]
+    assert chain() == 0 and "nothing new to run" in capsys.readouterr().out
 
 
 def test_settings_win_over_the_profile(tmp_path):

@@ -1,0 +1,155 @@
+"""What small pieces of the steps' work take on this machine, and so all of it: a JSON object, place of the step -> seconds.
+
+A few trees are fitted on as many numbers as will be, the features of a few posts are made, a few images and texts encoded.
+
+    python -m kit.pipeline.probe '[["01_eda", {"data_dir": "inputs/demo", "n_folds": 3}]]' outputs/demo
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kit.base.machine import usable_cores
+from kit.base.paths import resolve
+from kit.encoders.registry import ENCODERS, Baseline, chosen_models
+from kit.encoders.weights import find_weights
+from kit.evaluation.table_one import parse_sets
+from kit.features.behaviour import behaviour_block
+from kit.features.statistic import statistic_block
+from kit.pipeline.plan import PROBED, START_S, size
+from kit.release import smpd
+from kit.run.directory import Run
+
+SAMPLE = {"posts": 2000, "rows": 4000, "columns": 200, "trees": 30, "images": 32, "texts": 128}
+COLUMNS = {"statistic": 350, "behaviour": 180, "clip_ft_full": 3700}  # of blocks that are not made yet; others: OTHER
+OTHER = 64
+GROWTH = {
+    "lightgbm": 0.003,
+    "catboost": 0.0055,
+}  # trees until early stopping, times learning rate, for each taught post
+SCHEMES = 2  # that 06.schemes=auto stands for
+STOP, TRAIN = 0.8, 0.63  # shares: of a training side that the trees are counted on, of the posts that have a label
+
+
+def probe(steps: Sequence[tuple[str, Mapping[str, Any]]], run_dir: Path) -> dict[str, float]:
+    """Seconds of each step by its place, and "posts", the number of posts; one core works, as many will as there are.
+
+    Args:
+        steps: name and parameters of each; those with a `data_dir` say where the posts are while the run has none.
+        run_dir: of the run.
+    """
+    started, run = time.perf_counter(), Run(run_dir)
+    folder = next((p["data_dir"] for _, p in steps if "data_dir" in p), None)
+    posts = run.posts() if run.has_file("posts.parquet") else smpd.read_release(resolve(folder))
+    read_s, told = time.perf_counter() - started, {"posts": len(posts)}
+    n_folds = next((p["n_folds"] for _, p in steps if "n_folds" in p), 5)
+    for place, (name, asked) in enumerate(steps):
+        if name == "01_eda":
+            seconds = 3 * read_s
+        elif name == "04_features":
+            seconds = _features_s(posts) + sum(_encoders_s(posts, asked)) / usable_cores()
+        elif name in PROBED:
+            seconds = _fits_s(asked, n_folds, TRAIN * len(posts), run)
+        elif name == "07_blend":
+            seconds = 0.0
+        else:
+            continue
+        told[str(place)] = START_S + seconds
+    return told
+
+
+def _features_s(posts: pd.DataFrame) -> float:
+    some = posts.iloc[: SAMPLE["posts"]].reset_index(drop=True)
+    started = time.process_time()
+    statistic_block(some), behaviour_block(some)
+    return (time.process_time() - started) * len(posts) / len(some)
+
+
+def _encoders_s(posts: pd.DataFrame, asked: Mapping[str, Any]) -> Iterator[float]:
+    """Of each network that has its weights: seconds of one core for all posts."""
+    for name in asked["baselines"]:
+        for network, model in chosen_models(name).items():
+            if path := find_weights(network, model, asked["weights_dir"]):
+                yield from _network_s(network, model, path, posts, ENCODERS[name])
+
+
+def _network_s(network: str, model: str, path: Path, posts: pd.DataFrame, block: Baseline) -> Iterator[float]:
+    import torch
+
+    from kit.encoders import networks
+    from kit.release.images import ImageDataset
+
+    if block.image == network:
+        encoder: Any = networks.load_image_encoder(network, model, path)
+        paths = posts["image_path"].iloc[: SAMPLE["images"]].tolist()
+        yield _encoded_s(encoder, lambda: torch.from_numpy(
+            next(ImageDataset(paths, encoder.transform, encoder.draft_px).batches(len(paths)))[0]), len(posts))  # fmt: skip
+    if block.text == network:
+        encoder = networks.load_text_encoder(network, model, path)
+        texts = (posts["Title"] + " " + posts["Alltags"]).iloc[: SAMPLE["texts"]].tolist()
+        yield _encoded_s(
+            encoder, lambda: (ids := encoder.tokenize(texts))[:, : int(encoder.lengths(ids).max())], len(posts)
+        )
+
+
+def _encoded_s(encoder: Any, make: Callable[[], Any], n: int) -> float:
+    import torch
+
+    with torch.inference_mode():
+        encoder.encode_batch(encoder.module, make()[:2])  # the first pass takes longer
+        started = time.process_time()
+        batch = make()
+        encoder.encode_batch(encoder.module, batch)
+    return (time.process_time() - started) / len(batch) * n
+
+
+def _fits_s(asked: Mapping[str, Any], n_folds: int, n_train: float, run: Run) -> float:
+    """Trees of all fits, by what a tree takes on as many posts and, in proportion, columns."""
+    from kit.boosting.learners import LEARNERS
+
+    names, models = ([asked["features"]], [asked["model"]]) if "features" in asked else (asked["sets"], asked["models"])
+    n_columns = sum(
+        _columns(block, run) for one in parse_sets(names, run if run.block_names() else None) for block in one.blocks
+    )
+    n_folds_fitted = n_folds * (size("05", asked) if "features" in asked else SCHEMES * len(asked["schemes"]))
+    total, n_taught = 0.0, n_train * (1 - 1 / n_folds)
+    for model in (name for name in models if name in GROWTH):  # others take next to nothing
+        rate = asked["learning_rate"] or LEARNERS[model].settings({}, 0)["learning_rate"]
+        trees = min(asked["rounds"], GROWTH[model] * n_taught / rate)
+        counted = STOP * min(asked["rounds"], trees + asked["patience"])
+        total += n_folds_fitted * (trees + counted) * _tree_s(model, n_taught) * n_columns
+    return total / usable_cores()
+
+
+def _columns(block: str, run: Run) -> int:
+    return len(run.read_block(block).columns) if run.has_block(block) else COLUMNS.get(block, OTHER)
+
+
+def _tree_s(model: str, n: float) -> float:
+    """Seconds of a tree for each of its columns."""
+    from kit.boosting.data import Data
+    from kit.boosting.learners import LEARNERS
+
+    rng, rows = np.random.default_rng(0), int(min(n, SAMPLE["rows"]))
+    values = rng.normal(size=(rows, SAMPLE["columns"])).astype(np.float32)
+    data = Data(values, np.zeros(SAMPLE["columns"], dtype=bool), values[:, :5].sum(axis=1).astype(np.float64))
+    learner = LEARNERS[model]
+    fitted = learner(learner.prepare(data, learner.settings({}, 500), 1, 0, "cpu"), None, np.ones(rows), 1)
+    times = []
+    for n_trees in (1, 1, 1 + SAMPLE["trees"]):  # a first fit; what there is to do beside trees; and with trees
+        fitted.fit(np.arange(rows), n_trees)
+        times.append(time.process_time())
+    beside, both = np.diff(times)
+    return max(1e-6, both - beside) / SAMPLE["trees"] / SAMPLE["columns"] * max(1.0, n / rows)
+
+
+if __name__ == "__main__":
+    print(json.dumps(probe(json.loads(sys.argv[1]), Path(sys.argv[2]))))

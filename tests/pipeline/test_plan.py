@@ -1,0 +1,100 @@
+"""The time plan: what earlier runs tell, what a probe of this machine tells, and how it is said."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kit.base.files import write_json
+from kit.base.paths import PROJECT_ROOT
+from kit.pipeline import plan
+from kit.pipeline.notebook import _Heartbeat
+from kit.pipeline.plan import START_S, size
+from kit.pipeline.steps import Step
+from kit.run.marks import RECORD_KEYS, STAMP_KEYS, done_path
+from tests.conftest import Release
+
+SETS = {"sets": ["statistic", "statistic+behaviour"], "schemes": ["auto"], "models": ["lightgbm"], "learning_rate": 0.1,
+        "rounds": 50, "patience": 10}  # fmt: skip
+
+
+def _done(run_dir, step, peak_mb=100, n_posts=1000, parameters=None, seconds=7.0):
+    keys = dict.fromkeys(RECORD_KEYS | STAMP_KEYS, {})
+    metrics = {"n_train": n_posts - 10, "n_test": 10}
+    told = {"peak_mb": peak_mb, "seconds": seconds, "metrics": metrics, "parameters": parameters or {}}
+    for name in ("01_eda", step):
+        write_json(done_path(run_dir, name), keys | told)
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch):
+    """The folder of other runs."""
+    monkeypatch.setattr(plan, "resolve", lambda name: tmp_path / name)
+    return tmp_path / "outputs"
+
+
+def test_costs_are_those_of_this_run_or_else_of_the_largest_other(outputs, tmp_path):
+    run_dir = tmp_path / "elsewhere" / "mine"
+    assert plan.last_cost("06_b", run_dir) is None
+    _done(outputs / "small", "06_b", 900, 100)
+    _done(outputs / "large", "06_b", 5000, 4000)
+    cost = plan.last_cost("06_b", run_dir)
+    assert (cost.run, cost.n_posts, cost.seconds) == ("large", 4000, 7.0)
+    assert cost.memory_gb == pytest.approx(5.24, abs=0.01) and 0 < cost.disk_gb < 1e-4
+    assert cost.grown(8000) == 2 and cost.grown(10) == 1
+    _done(run_dir, "06_b", 300, 50)
+    assert plan.last_cost("06_b", run_dir).run == "mine"
+
+
+def test_an_earlier_run_tells_in_proportion_to_posts_and_work(tmp_path, outputs, monkeypatch):
+    monkeypatch.setattr(plan, "_asked", lambda steps, run_dir: {"posts": 2000})
+    _done(outputs / "other", "06_gbdt_folds", n_posts=1000, parameters=SETS, seconds=START_S + 50)
+    twice = Step("06_gbdt_folds", Path(), SETS | {"sets": ["statistic", "behaviour", "clip", "statistic+clip"]})
+    cost = plan.last_cost("06_gbdt_folds", tmp_path / "run")
+    _done(tmp_path / "run", "01_eda", n_posts=2000)
+    (found,) = plan.forecast([twice], tmp_path / "run", {twice.name: cost})
+    assert found.seconds == pytest.approx(START_S + 4 * 50) and "54 s for 1,000 posts" in found.measure
+    assert "06.sets" in str(found) and "3 min" in str(found)
+    other = Step(twice.name, Path(), twice.parameters | {"learning_rate": 0.01})  # many more trees: no word on this one
+    (found,) = plan.forecast([other], tmp_path / "run", {twice.name: cost})
+    assert math.isnan(found.seconds) and "not known" in found.measure and "?" in str(found)
+
+
+def test_studies_and_clip_ft_count_what_they_train():
+    clip_ft = {"epochs": 4, "cross_folds": 5}
+    assert size("03", clip_ft) == 2 * size("03", clip_ft | {"cross_folds": 2})
+    study = {"factors": [2], "tail_seeds": [0], "ratios": [1.0], "selection_seeds": [0]}
+    assert size("05", study | {"selection_seeds": [0, 1]}) > size("05", study)
+    assert size("06", SETS | {"sets": ["paper", "all"]}) == 12
+
+
+def test_a_probe_tells_of_posts_that_no_run_has_seen(tmp_path):
+    data = Release(tmp_path / "data").write()
+
+    def asked(**more):
+        steps = [["01_eda", {"data_dir": str(data), "n_folds": 3}], ["02_prototypes", {}],
+                 ["04_features", {"baselines": [], "weights_dir": "x"}], ["06_gbdt_folds", SETS | more]]  # fmt: skip
+        command = [sys.executable, "-m", "kit.pipeline.probe", json.dumps(steps), str(tmp_path / "run")]
+        done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    told, more = asked(), asked(sets=["all"], rounds=50_000, patience=50_000)
+    assert told["posts"] == 52 and set(told) == {"posts", "0", "2", "3"}, "nothing tells of 02"
+    assert all(START_S < told[place] < 60 for place in "023") and more["3"] - START_S > 10 * (told["3"] - START_S)
+
+
+def test_the_plan_sums_what_is_known():
+    lines = list(plan.lines([plan.Forecast("04_a", 50.0, "x"), plan.Forecast("03_b", math.nan, "y")]))
+    assert lines[1].split()[:3] == ["04_a", "50", "s"] and lines[-1].split()[:3] == ["all", "50", "s"]
+    assert "not known yet" in lines[-1] and not list(plan.lines([plan.Forecast("03_b", math.nan, "y")]))
+    assert [plan.clock(seconds) for seconds in (8.4, 600, 36_000)] == ["8 s", "10 min", "10.0 h"]
+
+
+def test_progress_says_what_is_left_of_the_run():
+    left = _Heartbeat("06", Path(), 0, [100.0, np.nan, 30.0])._left
+    assert left(40) == " | run: 90 s left" and left(500) == " | run: 30 s left"
+    assert _Heartbeat("06", Path(), 0, [])._left(3) == ""
