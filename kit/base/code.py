@@ -16,7 +16,7 @@ from kit.base.paths import PROJECT_ROOT
 
 PACKAGE = PROJECT_ROOT / "kit"
 PLUMBING = {  # what these do cannot change a result: messages, exceptions, locks, the end of a process
-    "kit.base.errors", "kit.base.locks", "kit.base.process", "kit.base.progress", "kit.base.tasks",
+    "kit.base.cluster", "kit.base.errors", "kit.base.locks", "kit.base.process", "kit.base.progress", "kit.base.tasks",
 }  # fmt: skip
 
 

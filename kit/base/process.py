@@ -16,8 +16,16 @@ import psutil
 HEADLESS = "KIT_PIPELINE"  # environment variable: process id of the pipeline that started the notebook; unset by hand
 PARAMETERS = "KIT_PARAMETERS"  # environment variable: the parameters that the pipeline gave the notebook, as JSON
 WRITE = "KIT_WRITE"  # environment variable: set where notebooks run by hand may replace results without write=True
+ENGINE = "KIT_ENGINE"  # environment variable: "ray" where tasks are done by a cluster; a task itself never sees it
+TASK = "KIT_TASK"  # environment variable: set in processes that do tasks
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT")  # the last: usable_cores
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 _working_in: dict[Path, int] = {}  # run directory -> descriptor that holds it as long as this process lives
+
+
+def task_environment(cpus: int) -> dict[str, str]:
+    """For a process that does tasks: set before a library is loaded, so that it knows its cores."""
+    return dict.fromkeys(THREADS, str(cpus)) | {"OMP_WAIT_POLICY": "passive", TASK: "1"}
 
 
 def end_with_runner(run_dir: Path) -> None:

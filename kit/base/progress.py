@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+
+from kit.base.process import TASK
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -15,7 +17,7 @@ def progress(items: Iterable, total: int | None = None, label: str = "", unit: s
 
     A worker process says nothing: whoever waits for it tells how many tasks are done.
     """
-    if multiprocessing.parent_process():
+    if TASK in os.environ:
         yield from items
         return
     if sys.stderr.isatty():

@@ -1,8 +1,9 @@
-"""Many independent tasks in worker processes, each with its share of the cores; one that dies is told and repeated once."""
+"""Many independent tasks, in worker processes of this machine or on a cluster; one whose process is lost is done again."""
 
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,18 +12,20 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
 from typing import Any
 
+from kit.base.cluster import cluster_shape, map_on_cluster
 from kit.base.errors import InputError
 from kit.base.machine import gpu_names, peak_memory_mb, usable_cores
-from kit.base.process import end_with
+from kit.base.process import ENGINE, end_with, task_environment
 from kit.base.progress import progress
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read when a library is loaded
-TRIES = 2  # of a task whose worker dies
+ENGINES = ("local", "ray")
+TRIES = 2  # of a task whose worker dies on this machine: most often its memory is too small for it
 _begun: Any = None  # in a worker: place of a task -> id of the process that began it last, shared with the parent
+_common: Any = None  # in a worker: what the tasks have in common, pickled until the first one needs it
 
 
 def map_tasks(
-    fn: Callable[[Any], Any], items: Sequence, *, cpus: int = 1, gpus: int = 0, cores: int = 0, label: str = "",
+    fn: Callable, items: Sequence, *, common: Any = None, cpus: int = 1, gpus: int = 0, cores: int = 0, label: str = "",
     unit: str = "task",
 ) -> Iterator[tuple[int, Any]]:  # fmt: skip
     """(position, fn(item)) in order of completion; with room for one task at a time, a plain loop in this process.
@@ -30,38 +33,61 @@ def map_tasks(
     Args:
         fn: a function of a module. It may run twice for an item: files are written whole, and what is there is kept.
         items: names, numbers, dataclasses of paths: they are sent to the workers.
-        cpus: threads of one task.
-        gpus: of one task, 0 or 1; CUDA_VISIBLE_DEVICES names it before a library is loaded.
-        cores: for all tasks together; 0: all of this machine.
+        common: where given, fn(common, item) is called; sent once to each process that does tasks.
+        cpus: threads of one task; 0: all cores of a machine, or their share for its GPUs.
+        gpus: of one task; CUDA_VISIBLE_DEVICES names them before a library is loaded.
+        cores: of this machine for all tasks together; 0: all.
         label, unit: for the progress, which counts finished tasks.
 
     Raises:
-        InputError: the worker of one task died twice.
+        InputError: the process of one task was lost again and again.
         Exception: what fn raised; the other tasks are ended.
     """
-    devices = _devices() if gpus else []
-    n_workers = min(len(items), len(devices) if gpus else (cores or usable_cores()) // cpus)
-    if n_workers > 1:
-        done = _in_workers(fn, items, n_workers, cpus, devices, label or unit)
+    if on_cluster():
+        done = map_on_cluster(fn, items, common, cpus, gpus, label or unit) if items else iter(())
     else:
-        done = ((place, fn(item)) for place, item in enumerate(items))
+        devices, cores = _devices()[: None if gpus else 0], cores or usable_cores()
+        cpus = cpus or max(1, cores // max(1, len(devices)))
+        n_workers = min(len(items), len(devices) // gpus if gpus else cores // cpus)
+        if n_workers > 1:
+            done = _in_workers(fn, items, common, n_workers, cpus, devices, label or unit)
+        else:
+            done = ((place, _apply(fn, common, item)) for place, item in enumerate(items))
     yield from progress(done, len(items), label, unit)
+
+
+def on_cluster() -> bool:
+    """Whether tasks are done by the machines of a cluster: ``--engine ray``."""
+    return os.environ.get(ENGINE) == "ray"
+
+
+def machine_shape() -> tuple[int, int]:
+    """Cores and GPUs of a machine that does tasks: of this one, or of the smallest of the cluster."""
+    return cluster_shape() if on_cluster() else (usable_cores(), len(_devices()))
 
 
 def _devices() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [str(number) for number in range(len(gpu_names()))] if visible is None else visible.split(",")
+    if visible is None:
+        return [str(number) for number in range(len(gpu_names()))]
+    return [name for name in visible.split(",") if name not in ("", "-1")]
 
 
-def _in_workers(fn: Callable, items: Sequence, n_workers: int, cpus: int, devices: list[str], label: str) -> Iterator:
+def _in_workers(
+    fn: Callable, items: Sequence, common: Any, n_workers: int, cpus: int, devices: list[str], label: str
+) -> Iterator:
     """Pools of workers until nothing is left: a dead worker ends its pool, and the next one goes on with what is missing."""
     left, deaths, context = dict(enumerate(items)), Counter(), get_context("spawn")
+    common = (
+        None if common is None else pickle.dumps(common)
+    )  # loaded by a worker once it knows its threads and devices
     while left:
         begun, free, others = context.RawArray("q", len(items)), context.SimpleQueue(), set(active_children())
         for device in devices:
             free.put(device)
-        pool = ProcessPoolExecutor(n_workers, context, _start, (os.getpid(), cpus, begun, free if devices else None))
+        start = (os.getpid(), cpus, begun, common, free if devices else None)
+        pool = ProcessPoolExecutor(n_workers, context, _start, start)
         workers: set = set()
         try:
             futures = {pool.submit(_run, fn, place, item): place for place, item in left.items()}
@@ -107,17 +133,23 @@ def _in_words(code: int) -> str:
     return f"exit with status {code}" if code >= 0 else f"{signal.Signals(-code).name}{words.get(-code, '')}"
 
 
-def _start(parent: int, cpus: int, begun: Any, free: Any) -> None:
+def _start(parent: int, cpus: int, begun: Any, common: bytes | None, free: Any) -> None:
     """In a new worker, before any library is loaded."""
-    global _begun
-    _begun = begun
+    global _begun, _common
+    _begun, _common = begun, common
     end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, too, and ends its workers
-    os.environ.update(dict.fromkeys(THREADS, str(cpus)), OMP_WAIT_POLICY="passive")
+    os.environ.update(task_environment(cpus))
     if free is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = free.get()
 
 
 def _run(fn: Callable, place: int, item: Any) -> Any:
+    global _common
     _begun[place] = os.getpid()
-    return fn(item)
+    _common = pickle.loads(_common) if isinstance(_common, bytes) else _common
+    return _apply(fn, _common, item)
+
+
+def _apply(fn: Callable, common: Any, item: Any) -> Any:
+    return fn(item) if common is None else fn(common, item)

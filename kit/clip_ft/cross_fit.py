@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,10 +12,9 @@ from scipy.stats import ks_2samp
 
 from kit.base.code import code_of
 from kit.base.files import atomic_path, digest, hash_array
-from kit.base.machine import usable_cores
-from kit.base.tasks import map_tasks
+from kit.base.tasks import machine_shape, map_tasks, on_cluster
 from kit.clip_ft.export import SCORES, Export, export_posts
-from kit.clip_ft.jobs import Job, open_job, write_job
+from kit.clip_ft.jobs import Job, as_files, open_job
 from kit.clip_ft.prototypes import Prototypes, mean_directions
 from kit.clip_ft.train import TrainingData
 
@@ -32,21 +30,24 @@ def cross_fit(job: Job, export: Export, folder: Path, clip_dir: Path, workers: i
         workers: processes that train folds side by side; 0: as many as there are GPUs, each with its own. With one or
             none, the folds are trained one after another in this process.
     """
-    if (workers or torch.cuda.device_count()) > 1:
-        _score_in_workers(job, folder, clip_dir, workers)
+    n_side_by_side = workers or machine_shape()[1]
+    todo = [int(fold) for fold in np.unique(job.folds[job.folds >= 0])]
+    if n_side_by_side > 1 or on_cluster():
+        found = _score_in_workers(job, todo, folder, clip_dir, workers, max(1, n_side_by_side))
+    else:
+        found = [score_fold(job, fold, folder / f"fold_{fold}") for fold in todo]
     scores, losses, out_of_fold = export.scores.copy(), export.losses.copy(), export.out_of_fold.copy()
-    for fold in np.unique(job.folds[job.folds >= 0]):
-        with np.load(score_fold(job, fold, folder / f"fold_{fold}")) as found:
-            rows = found["rows"]
-            scores[rows], losses[rows], out_of_fold[rows] = found["scores"], found["losses"], True
+    for part in found:
+        rows = part["rows"]
+        scores[rows], losses[rows], out_of_fold[rows] = part["scores"], part["losses"], True
     return replace(export, scores=scores, losses=losses, out_of_fold=out_of_fold)
 
 
-def score_fold(job: Job, fold: int, folder: Path) -> Path:
+def score_fold(job: Job, fold: int, folder: Path) -> dict[str, np.ndarray]:
     """Train on all other folds and score the posts of ``fold``; no post of the fold is in a prototype.
 
     Depends on no other fold. Writes ``scores.npz`` (key, rows, scores, losses) into ``folder``, last of all, and returns
-    its path; one made with the same data, settings and code is kept.
+    what it holds; one made with the same data, settings and code is kept.
     """
     rows, path = np.flatnonzero(job.folds == fold), folder / "scores.npz"
     others = np.flatnonzero((job.folds >= 0) & (job.folds != fold))
@@ -57,33 +58,33 @@ def score_fold(job: Job, fold: int, folder: Path) -> Path:
         found = export_posts(job.train(folder).model, job.bank, data, rows)
         with atomic_path(path) as temporary:
             np.savez(temporary, key=key, rows=rows, scores=found.scores[rows], losses=found.losses[rows])
-    return path
+    with np.load(path) as kept:
+        return dict(kept)
 
 
 @dataclass(frozen=True)
 class FoldTask:
-    """One fold for a worker: where the job lies, which fold, how many workers share the memory."""
+    """One fold for a worker: where the job lies, which fold, how many workers share the memory of a machine."""
 
     job: Path
     fold: int
     workers: int
 
 
-def score_task(task: FoldTask) -> None:
+def score_task(task: FoldTask) -> dict[str, np.ndarray]:
     """``score_fold`` in a process of its own, on the GPU it was given."""
     job = open_job(task.job, torch.device("cuda" if torch.cuda.is_available() else "cpu"), task.workers)
-    score_fold(job, task.fold, task.job.with_name(f"fold_{task.fold}"))
+    return score_fold(job, task.fold, task.job.with_name(f"fold_{task.fold}"))
 
 
-def _score_in_workers(job: Job, folder: Path, clip_dir: Path, workers: int) -> None:
-    """Let worker processes make the files of the folds, which the caller then finds."""
-    write_job(folder / "job", job, clip_dir)
-    on_gpus, n = not workers, workers or torch.cuda.device_count()
-    tasks = [FoldTask(folder / "job", int(fold), n) for fold in np.unique(job.folds[job.folds >= 0])]
-    cpus = max(1, usable_cores() // n)
-    for _ in map_tasks(score_task, tasks, cpus=cpus, gpus=int(on_gpus), cores=cpus * n, label="CLIP_FT", unit="fold"):
-        pass
-    shutil.rmtree(folder / "job")
+def _score_in_workers(job: Job, todo: list[int], folder: Path, clip_dir: Path, workers: int, n: int) -> list[dict]:
+    """The scores of the folds, made by tasks, n of them side by side on a machine."""
+    cores, gpus = machine_shape()
+    on_gpus, cpus = int(not workers and gpus > 0), max(1, cores // n)
+    with as_files(job, folder / "job", clip_dir) as written:
+        tasks = [FoldTask(written, fold, n) for fold in todo]
+        done = map_tasks(score_task, tasks, cpus=cpus, gpus=on_gpus, cores=cpus * n, label="CLIP_FT", unit="fold")
+        return [part for _, part in done]
 
 
 def without_posts(prototypes: Prototypes, data: TrainingData, text: np.ndarray, rows: np.ndarray) -> Prototypes:

@@ -1,18 +1,33 @@
-"""A training as files, so that other processes can run it or a fold of it: what they need is written once, and mapped."""
+"""A training as files, so that other processes can do it, or a fold of it: what they need is written once, and mapped.
+
+On several GPUs of one machine torchrun starts ``python -m kit.clip_ft.jobs JOB`` once for each, all with the same training
+function, and the checkpoint they leave is what the caller's own ``train`` finds finished. A training of minutes gains
+little from it, because every process repeats the class prompts.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 
 from kit.base.files import atomic_path, read_json, write_json
+from kit.base.paths import PROJECT_ROOT
+from kit.base.process import HEADLESS, end_with
+from kit.base.tasks import machine_shape, map_tasks
 from kit.clip_ft.prototypes import Prototypes, load_prototypes
 from kit.clip_ft.texts import TextBank
-from kit.clip_ft.train import Settings, Trained, TrainingData, tower_dtype, train, training_key
+from kit.clip_ft.train import Settings, Trained, TrainingData, is_trained, tower_dtype, train, training_key
 from kit.encoders.clip import Clip, load_clip
 
 
@@ -43,8 +58,31 @@ class Job:
         return training_key(self.clip, self.bank, self.prototypes, self.data, self.settings)
 
 
-def write_job(folder: Path, job: Job, clip_dir: Path) -> None:
-    """Put everything but the CLIP model, which lies in ``clip_dir``, into ``folder``."""
+def fit(job: Job, folder: Path, clip_dir: Path, processes: int = 1) -> Trained:
+    """The job trained, in this process or in several of one machine.
+
+    Args:
+        job: what to train.
+        folder: where the checkpoint lies.
+        clip_dir: the folder ``job.clip`` was loaded from.
+        processes: number of processes, each with a GPU of its own where there are so many; 1 = this process.
+    Raises:
+        RuntimeError: the processes failed; their own message is in the output above.
+    """
+    if processes > 1 and not is_trained(folder, job.key(), job.settings):
+        gpus = processes if machine_shape()[1] >= processes else 0
+        with as_files(job, folder / "job", clip_dir) as written:
+            list(
+                map_tasks(
+                    run_torchrun, [written], common=processes, cpus=0, gpus=gpus, label="CLIP_FT", unit="training"
+                )
+            )
+    return job.train(folder)
+
+
+@contextlib.contextmanager
+def as_files(job: Job, folder: Path, clip_dir: Path) -> Iterator[Path]:
+    """The folder with everything but the CLIP model, which lies in ``clip_dir``; removed when all has gone well."""
     job.prototypes.save(folder / "prototypes")
     data = {name: values for name, values in vars(job.data).items() if values is not None}
     more = {name: values for name in ("text", "folds") if (values := getattr(job, name)) is not None}
@@ -55,6 +93,8 @@ def write_job(folder: Path, job: Job, clip_dir: Path) -> None:
         pd.DataFrame({"text": job.bank.texts}).to_parquet(temporary, index=False)
     content = {"clip": clip_dir, "settings": asdict(job.settings), "bank": job.bank.options}
     write_json(folder / "job.json", content | {"data": list(data), "more": list(more)})
+    yield folder
+    shutil.rmtree(folder)
 
 
 def open_job(folder: Path, device: torch.device, world: int) -> Job:
@@ -68,3 +108,33 @@ def open_job(folder: Path, device: torch.device, world: int) -> Job:
     texts = pd.read_parquet(folder / "texts.parquet")["text"].to_numpy()
     bank = TextBank(clip.text, texts, dtype=tower_dtype(settings.precision, device), **options)
     return Job(clip, bank, load_prototypes(folder / "prototypes"), TrainingData(**data), settings, **more)
+
+
+def run_torchrun(processes: int, job: Path) -> None:
+    """Run the worker so many times on this machine and wait for all of them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = os.environ | {HEADLESS: str(os.getpid())}
+    done = subprocess.run(
+        [*command, "-m", "kit.clip_ft.jobs", str(job)], cwd=PROJECT_ROOT, env=environment, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"training on {processes} processes ended with code {done.returncode}: see above")
+
+
+def worker(job: Path) -> None:
+    """One process of the group: read the job, train together with the others."""
+    end_with(int(os.environ[HEADLESS]))
+    local_rank, world = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
+    on_gpu = torch.cuda.device_count() >= world
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        open_job(job, device, world).train(job.parent)
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]))

@@ -39,7 +39,7 @@ def baseline_block(
         models: network -> model, e.g. ``{"resnet": "resnet101", "bert": "local-dir:FOLDER"}``; see ``NETWORKS``.
         download: fetch weights that are not on this computer.
         max_bad_share: share of unreadable images above which the call fails.
-        options: ``precision``, ``devices``, ``batch_size``, ``shard_size`` of ``kit.encoders.bulk``.
+        options: ``precision``, ``device``, ``cpus``, ``batch_size``, ``shard_size`` of ``kit.encoders.bulk``.
     Returns:
         Columns ``<name>_image_00`` ..., NaN where the image could not be read, and ``<name>_text_00`` ..., as far as the
         block has such a network.

@@ -11,9 +11,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,10 +21,10 @@ from torch import Tensor, nn
 from kit.base.code import code_of
 from kit.base.files import atomic_path, digest, read_json, write_json
 from kit.base.machine import package_versions, usable_cores
-from kit.base.progress import progress
+from kit.base.tasks import map_tasks
 from kit.encoders.encoders import ImageEncoder, TextEncoder
-from kit.encoders.job import EncodedImages, Job, forget_networks
-from kit.encoders.precision import PRECISION_FILE, default_batch, default_devices, forward, settle_precision
+from kit.encoders.job import EncodedImages, Job, Shard, forget_networks
+from kit.encoders.precision import PRECISION_FILE, default_device, forward, settle_precision
 from kit.release.images import ImageDataset, check_bad_share, file_size, group_by_content
 
 SHARD_IMAGES, SHARD_TEXTS = 2048, 8192
@@ -39,17 +37,12 @@ LIBRARIES = (
     "pillow",
     "numpy",
 )  # that compute features
-SECONDS_BETWEEN_LOOKS = 0.5  # for shards that other processes have finished
-Tick = Callable[[int], object]  # told how many more items are done
-
-
-def no_tick(n_items: int) -> None:
-    """No progress is shown."""
+BATCH_GPU, BATCH_CPU = 256, 32  # items per forward pass: enough to fill a GPU; what stays in a CPU's cache
 
 
 def encode_images(
     paths: Sequence[str], encoder: ImageEncoder, folder: str | Path, max_bad_share: float = 0.2, batch_size: int = 0,
-    shard_size: int = SHARD_IMAGES, precision: str = "auto", devices: Sequence[str] | None = None,
+    shard_size: int = SHARD_IMAGES, precision: str = "auto", device: str = "", cpus: int = 0,
 ) -> EncodedImages:  # fmt: skip
     """Features of image files, one row per path.
 
@@ -59,7 +52,8 @@ def encode_images(
         max_bad_share: share of unreadable images above which the call fails.
         batch_size: images per forward pass; 0 chooses.
         precision: "auto" probes; or "float32", "bfloat16", "float16".
-        devices: e.g. ``["cuda:0", "cuda:1"]``; by default all GPUs, else the CPU.
+        device: "cpu", or "cuda:0" for the GPU of each task; by default GPUs where there are some.
+        cpus: threads of a task; 0: all cores of a machine, or the share of its GPU.
     Raises:
         InputError: more than ``max_bad_share`` of the images are bad.
     """
@@ -68,38 +62,34 @@ def encode_images(
     check_bad_share(paths, [size if isinstance(size, str) else "" for size in sizes], max_bad_share)
     first, inverse = np.unique(group_by_content(paths), return_inverse=True)
     items = [paths[row] for row in first]
-    devices = list(devices or default_devices())
-    job = Job(encoder, encode_files, items, Path(folder), shard_size, batch_size or default_batch(devices), precision)
+    job = _job(encoder, encode_files, items, folder, batch_size, device, precision)
     stamp = digest([[paths[row], sizes[row], _mtime_ns(paths[row])] for row in first])
-    values, reasons = _run(job, stamp, devices, "images")
-    values, reasons = values[inverse], reasons[inverse]
+    values, reasons = _run(job, items, inverse, stamp, shard_size, cpus, "images")
     check_bad_share(paths, reasons, max_bad_share)
     return EncodedImages(values, reasons == "", reasons)
 
 
 def encode_texts(
     texts: Sequence[str], encoder: TextEncoder, folder: str | Path, batch_size: int = 0, shard_size: int = SHARD_TEXTS,
-    precision: str = "auto", devices: Sequence[str] | None = None,
+    precision: str = "auto", device: str = "", cpus: int = 0,
 ) -> np.ndarray:  # fmt: skip
     """(n, d) float16 features of n texts (arguments as in ``encode_images``)."""
     inverse, distinct = pd.factorize(np.array(list(texts), dtype=object))
     by_length = np.argsort([len(text) for text in distinct], kind="stable")  # texts of one shard need similar lengths
     rank = np.empty_like(by_length)
     rank[by_length] = np.arange(len(by_length))
-    devices = list(devices or default_devices())
     items = [str(distinct[row]) for row in by_length]
-    job = Job(encoder, encode_strings, items, Path(folder), shard_size, batch_size or default_batch(devices), precision)
-    values, _ = _run(job, digest(items), devices, "texts")
-    return values[rank[inverse]]
+    job = _job(encoder, encode_strings, items, folder, batch_size, device, precision)
+    return _run(job, items, rank[inverse], digest(items), shard_size, cpus, "texts")[0]
 
 
-def encode_shard(job: Job, index: int, device: str = "cpu", tick: Tick = no_tick) -> Path:
+def encode_shard(job: Job, shard: Shard) -> Path:
     """Path of a finished shard, which is made unless it is there; safe to repeat, in any order and on any machine."""
-    path = job.shard_path(index)
+    path = job.shard_path(shard.index)
     if not path.is_file():
-        precision = settle_precision(job, device)
-        module = job.module_on(device, precision)
-        values, reasons = job.encode(job.encoder, module, job.shard_items(index), job.batch_size, device, tick)
+        precision = settle_precision(job)
+        module = job.module_in(precision)
+        values, reasons = job.encode(job.encoder, module, shard.items, job.batch_size, job.device)
         if not np.isfinite(values).all() or np.abs(values).max(initial=0) > np.finfo(np.float16).max:
             raise ArithmeticError(
                 f"{job.encoder.name} gave values beyond float16 in {precision}; use precision='float32'"
@@ -111,7 +101,7 @@ def encode_shard(job: Job, index: int, device: str = "cpu", tick: Tick = no_tick
 
 @torch.inference_mode()
 def encode_files(
-    encoder: ImageEncoder, module: nn.Module, paths: Sequence[str], batch_size: int, device: str, tick: Tick = no_tick
+    encoder: ImageEncoder, module: nn.Module, paths: Sequence[str], batch_size: int, device: str
 ) -> tuple[np.ndarray, list[str]]:
     """Features (n, d) float32 and reasons of image files.
 
@@ -121,18 +111,16 @@ def encode_files(
     dataset = ImageDataset(paths, encoder.transform, encoder.draft_px)
     features, reasons = [], []
     on_gpu = device.startswith("cuda")
-    cores = max(1, usable_cores() // max(1, torch.cuda.device_count()))  # each GPU has a process that decodes for it
-    n_threads = min(16, cores) if on_gpu else torch.get_num_threads()
+    n_threads = min(16, usable_cores()) if on_gpu else torch.get_num_threads()
     for pixels, why in dataset.batches(batch_size, n_threads, ahead=2 if on_gpu else 0):
         features.append(forward(encoder, module, torch.from_numpy(pixels), device))
         reasons += why
-        tick(len(why))
     return torch.cat([part.cpu() for part in features]).numpy(), reasons
 
 
 @torch.inference_mode()
 def encode_strings(
-    encoder: TextEncoder, module: nn.Module, texts: Sequence[str], batch_size: int, device: str, tick: Tick = no_tick
+    encoder: TextEncoder, module: nn.Module, texts: Sequence[str], batch_size: int, device: str
 ) -> tuple[np.ndarray, list[str]]:
     """Features (n, d) float32 of texts, in batches of similar length cut to their longest; reasons are all empty."""
     ids = encoder.tokenize(list(texts))
@@ -142,87 +130,73 @@ def encode_strings(
     for rows in _token_batches(lengths[order], batch_size * ids.shape[1]):
         rows = order[rows]
         features.append(forward(encoder, module, ids[rows, : int(lengths[rows].max())], device))
-        tick(len(rows))
     values = torch.cat([part.cpu() for part in features])
     return values[torch.argsort(order)].numpy(), [""] * len(texts)
 
 
-def _run(job: Job, items_stamp: str, devices: list[str], label: str) -> tuple[np.ndarray, np.ndarray]:
-    """Make the missing shards and read all: values (n_items, d) float16, reasons (n_items,) object."""
-    _open_folder(job, items_stamp, devices[0])
-    missing = [index for index in range(job.n_shards) if not job.shard_path(index).is_file()]
-    bar = progress(range(sum(len(job.shard_items(index)) for index in missing)), label=f"encode {label}", unit=label)
+def _job(
+    encoder: ImageEncoder | TextEncoder, encode: Callable, items: list[str], folder: str | Path, batch_size: int,
+    device: str, precision: str,
+) -> Job:  # fmt: skip
+    device = device or default_device()
+    batch_size, middle = batch_size or (BATCH_CPU if device == "cpu" else BATCH_GPU), len(items) // 2
+    typical = items[middle : middle + batch_size]
+    return Job(encoder, encode, len(items), typical, Path(folder), batch_size, device, precision)
 
-    def tick(n_items: int) -> None:
-        deque(islice(bar, n_items), maxlen=0)
 
+def _run(
+    job: Job, items: list[str], row_of: np.ndarray, stamp: str, shard_size: int, cpus: int, label: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Make the missing shards and read all: values (n, d) float16, reasons (n,) object, of item ``row_of[i]`` in row i."""
+    starts = range(0, len(items), shard_size)
+    there = _open_folder(job, stamp, shard_size, len(starts))
+    missing = [
+        Shard(index, items[start : start + shard_size])
+        for index, start in enumerate(starts)
+        if job.shard_path(index).name not in there
+    ]
     try:
-        if len(devices) > 1 and len(missing) > 1:
-            _share(job, missing, devices[: len(missing)], tick)
-        else:
-            for index in missing:
-                encode_shard(job, index, devices[0], tick)
+        on_gpu = int(job.device != "cpu")
+        done = map_tasks(
+            encode_shard, missing, common=job, cpus=cpus, gpus=on_gpu, label=f"encode {label}", unit="shard"
+        )
+        deque(done, maxlen=0)
     finally:
         forget_networks()
-    next(bar, None)  # closes the bar
-    return _read_shards(job)
-
-
-def _read_shards(job: Job) -> tuple[np.ndarray, np.ndarray]:
-    """All shards, one after the other in memory."""
-    values, reasons = np.empty((0, 0), np.float16), []
-    for index in range(job.n_shards):
+    order = np.argsort(row_of, kind="stable")  # posts by shard, so that no shard is held beside another
+    bounds = np.searchsorted(row_of[order], [*starts, len(items)])
+    values, reasons = np.empty((0, 0), np.float16), np.empty(len(row_of), dtype=object)
+    for index, start in enumerate(starts):
         with np.load(job.shard_path(index)) as shard:
-            part = shard["values"]
-            reasons += shard["reasons"].tolist()
+            part, why = shard["values"], shard["reasons"]
         if index == 0:
-            values = np.empty((len(job.items), part.shape[1]), np.float16)
-        values[len(reasons) - len(part) : len(reasons)] = part
-    return values, np.array(reasons, dtype=object)
+            values = np.empty((len(row_of), part.shape[1]), np.float16)
+        rows = order[bounds[index] : bounds[index + 1]]
+        values[rows], reasons[rows] = part[row_of[rows] - start], why[row_of[rows] - start]
+    return values, reasons
 
 
-def _share(job: Job, indices: list[int], devices: list[str], tick: Tick) -> None:
-    """Make shards with one process per device; each takes the next one when it is free, so that none waits for a slow one."""
-    taken = torch.multiprocessing.get_context("spawn").Value("q", 0)
-    print(f"{len(indices)} shards on {', '.join(devices)}", flush=True)
-    workers = torch.multiprocessing.spawn(_work, (job, indices, taken, devices), nprocs=len(devices), join=False)
-    waiting, ended = set(indices), False
-    while not ended:
-        ended = workers.join(timeout=SECONDS_BETWEEN_LOOKS)  # raises what a worker raised
-        done = {index for index in waiting if job.shard_path(index).is_file()}
-        tick(sum(len(job.shard_items(index)) for index in done))
-        waiting -= done
+def _open_folder(job: Job, items_stamp: str, shard_size: int, n_shards: int) -> set[str]:
+    """Names of the kept shards of an interrupted call with the same model, items, code and libraries; others are dropped.
 
-
-def _work(rank: int, job: Job, indices: list[int], taken: Any, devices: list[str]) -> None:
-    while True:
-        with taken.get_lock():
-            place = taken.value
-            taken.value += 1
-        if place >= len(indices):
-            return
-        encode_shard(job, indices[place], devices[rank])
-
-
-def _open_folder(job: Job, items_stamp: str, device: str) -> None:
-    """Keep the shards of an interrupted call with the same model, items, code and libraries; drop others.
-
-    Shards in float32 are kept on another kind of device, too; in half precision only where none is left to make.
+    Shards in float32 are kept on another kind of device, too; in half precision only where none is left to make. The
+    folder is listed and no file asked for: on a network drive one that was not there is believed missing for a while.
     """
     stamp = {
         "encoder": job.encoder.name, "fingerprint": job.encoder.fingerprint, "items": items_stamp,
-        "shard_size": job.shard_size, "asked": job.precision, "code": code_of("kit.encoders.bulk", job.encoder.made_by),
+        "shard_size": shard_size, "asked": job.precision, "code": code_of("kit.encoders.bulk", job.encoder.made_by),
         "libraries": {name: package_versions().get(name) for name in LIBRARIES},
     }  # fmt: skip
     path, found = job.folder / "job.json", job.folder / PRECISION_FILE
     if path.is_file() and read_json(path) == stamp:
         probed = read_json(found) if found.is_file() else {"precision": "float32"}
-        complete = all(job.shard_path(index).is_file() for index in range(job.n_shards))
-        if complete or probed["precision"] == "float32" or probed["device"] == device.split(":")[0]:
-            return
+        there = {shard.name for shard in job.folder.glob("[0-9]*.npz")}
+        if len(there) == n_shards or "float32" == probed["precision"] or probed["device"] == job.device.split(":")[0]:
+            return there
     for old in [*job.folder.glob("[0-9]*.npz"), *job.folder.glob(".*.npz"), found]:
         old.unlink(missing_ok=True)
     write_json(path, stamp)
+    return set()
 
 
 def _token_batches(lengths: Tensor, max_tokens: int) -> Iterator[Tensor]:

@@ -39,46 +39,52 @@ class Job:
 
     Attributes:
         encoder: an ``ImageEncoder`` or ``TextEncoder``.
-        encode: ``(encoder, module, items, batch_size, device, tick) -> ((n, d) float32, n reasons)``.
-        items: the distinct paths or texts.
+        encode: ``(encoder, module, items, batch_size, device) -> ((n, d) float32, n reasons)``.
+        n_items: number of distinct paths or texts.
+        typical: some of them, from their middle, to choose a precision by.
         folder: where the shards lie.
+        batch_size: items per forward pass; 0 chooses.
+        device: "cpu", or "cuda:0": the only GPU that a task sees.
         precision: "float32", "bfloat16" or "float16"; or "auto": what ``kit.encoders.precision.settle_precision`` finds.
     """
 
     encoder: ImageEncoder | TextEncoder
     encode: Callable
-    items: list[str]
+    n_items: int
+    typical: list[str]
     folder: Path
-    shard_size: int
     batch_size: int
+    device: str
     precision: str = "float32"
-
-    def shard_items(self, index: int) -> list[str]:
-        """The items of one shard."""
-        return self.items[index * self.shard_size : (index + 1) * self.shard_size]
-
-    @property
-    def n_shards(self) -> int:
-        """Number of shards, the last one may be short."""
-        return -(-len(self.items) // self.shard_size)
 
     def shard_path(self, index: int) -> Path:
         """Where a finished shard lies."""
         return self.folder / f"{index:05d}.npz"
 
-    def module_on(self, device: str, precision: str) -> nn.Module:
-        """The encoder's network on a device in a precision, made once per process, however often a job is sent to it."""
-        if is_as_wanted(self.encoder.module, device, precision):
+    def module_in(self, precision: str) -> nn.Module:
+        """The encoder's network on the job's device in a precision, made once per process, however often a job comes to it."""
+        if is_as_wanted(self.encoder.module, self.device, precision):
             return self.encoder.module
-        key = (self.encoder.name, self.encoder.fingerprint, device, precision)
+        key = (self.encoder.name, self.encoder.fingerprint, self.device, precision)
         if key not in _CAST:
             forget_networks()
-            _CAST[key] = cast_module(self.encoder.module, device, precision)
+            _CAST[key] = cast_module(self.encoder.module, self.device, precision)
         return _CAST[key]
 
 
+@dataclass(frozen=True)
+class Shard:
+    """What a task encodes: the items of one shard, and its number."""
+
+    index: int
+    items: list[str]
+
+    def __str__(self) -> str:
+        return f"shard {self.index}, from {self.items[0][:80]!r}"
+
+
 def forget_networks() -> None:
-    """Free the memory of the network that ``Job.module_on`` keeps."""
+    """Free the memory of the network that ``Job.module_in`` keeps."""
     _CAST.clear()
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.base.files import read_json, write_first
+from kit.base.tasks import machine_shape, on_cluster
 from kit.encoders.encoders import ImageEncoder, TextEncoder
 from kit.encoders.job import Job, cast_module
 from kit.release.images import ImageDataset
@@ -22,7 +22,7 @@ MIN_SPEEDUP = (
 MIN_PROBE_ITEMS = 512  # fewer items are encoded before a probe has paid for itself
 
 
-def settle_precision(job: Job, device: str) -> str:
+def settle_precision(job: Job) -> str:
     """The precision of all shards of a job: the one it names, or what the first worker that comes here finds by a probe.
 
     The finding lies beside the shards in ``precision.json``, so that all workers, and a later call, go on with it.
@@ -32,10 +32,10 @@ def settle_precision(job: Job, device: str) -> str:
     path = job.folder / PRECISION_FILE
     if not path.is_file():
         found, words = "float32", ""
-        if len(job.items) >= MIN_PROBE_ITEMS:
-            found, words = probe_precision(job, device)
-            print(f"{job.encoder.name}: {len(job.items):,} distinct items, {found} on {device} ({words})", flush=True)
-        write_first(path, {"precision": found, "device": device.split(":")[0], "probe": words})
+        if job.n_items >= MIN_PROBE_ITEMS:
+            found, words = probe_precision(job)
+            print(f"{job.encoder.name}: {job.n_items:,} distinct items, {found} on {job.device} ({words})", flush=True)
+        write_first(path, {"precision": found, "device": job.device.split(":")[0], "probe": words})
     return read_json(path)["precision"]
 
 
@@ -53,17 +53,17 @@ def forward(encoder: ImageEncoder | TextEncoder, module: nn.Module, batch: Tenso
 
 
 @torch.inference_mode()
-def probe_precision(job: Job, device: str) -> tuple[str, str]:
+def probe_precision(job: Job) -> tuple[str, str]:
     """The fastest precision whose features keep a cosine above 0.999 with float32, and the measurement in words.
 
     Half precision is faster only on processors with units for it, and very slow on others, so it is timed on the first
     batch of the job. Autocast is not tried: it is slower than float32 on CPUs.
     """
-    batch, half_types = _probe_batch(job), ["float16", "bfloat16"] if device.startswith("cuda") else ["bfloat16"]
-    exact, exact_s = _timed(job, batch, device, "float32")
+    batch, half_types = _probe_batch(job), ["bfloat16"] if job.device == "cpu" else ["float16", "bfloat16"]
+    exact, exact_s = _timed(job, batch, "float32")
     best, best_s, words = "float32", exact_s / MIN_SPEEDUP, [f"float32 {len(batch) / exact_s:,.0f}/s"]
     for name in half_types:
-        features, seconds = _timed(job, batch, device, name, give_up_s=exact_s)
+        features, seconds = _timed(job, batch, name, give_up_s=exact_s)
         cosine = float(F.cosine_similarity(features, exact).min())
         words.append(f"{name} {len(batch) / seconds:,.0f}/s at cosine {cosine:.5f}")
         if cosine > MIN_COSINE and seconds < best_s:
@@ -71,25 +71,18 @@ def probe_precision(job: Job, device: str) -> tuple[str, str]:
     return best, ", ".join(words)
 
 
-def default_devices() -> list[str]:
-    """All GPUs, else the CPU."""
-    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
+def default_device() -> str:
+    """ "cuda:0", the one GPU of each task, where the machines that do tasks have GPUs; else "cpu"."""
+    return "cuda:0" if (machine_shape()[1] if on_cluster() else torch.cuda.is_available()) else "cpu"
 
 
-def default_batch(devices: Sequence[str]) -> int:
-    """Items per forward pass: enough to fill a GPU; on CPUs what stays in the cache."""
-    return 256 if devices[0].startswith("cuda") else 32
-
-
-def _timed(
-    job: Job, batch: Tensor, device: str, precision: str, give_up_s: float = float("inf")
-) -> tuple[Tensor, float]:
+def _timed(job: Job, batch: Tensor, precision: str, give_up_s: float = float("inf")) -> tuple[Tensor, float]:
     """Features of a batch and the best of two times, the first pass not counted unless it is already too slow."""
-    module = cast_module(job.encoder.module, device, precision)
+    module = cast_module(job.encoder.module, job.device, precision)
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        features = forward(job.encoder, module, batch, device).cpu()
+        features = forward(job.encoder, module, batch, job.device).cpu()
         seconds.append(time.perf_counter() - started)
         if seconds[0] > 4 * give_up_s:
             break
@@ -97,9 +90,8 @@ def _timed(
 
 
 def _probe_batch(job: Job) -> Tensor:
-    """A typical batch of the job: items from its middle."""
-    middle = len(job.items) // 2
-    items = job.items[middle : middle + job.batch_size]
+    """A batch of the job's typical items."""
+    items = job.typical
     if hasattr(job.encoder, "transform"):  # images
         return torch.from_numpy(
             next(ImageDataset(items, job.encoder.transform, job.encoder.draft_px).batches(len(items)))[0]

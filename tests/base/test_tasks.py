@@ -12,6 +12,7 @@ import pytest
 
 from kit.base import tasks
 from kit.base.errors import InputError
+from kit.base.machine import usable_cores
 from kit.base.paths import PROJECT_ROOT
 from kit.base.tasks import map_tasks
 
@@ -25,7 +26,7 @@ def environment(_: int) -> tuple:
     import numpy  # noqa: F401
     from threadpoolctl import threadpool_info
 
-    return early, {pool["num_threads"] for pool in threadpool_info()}, os.environ["OMP_WAIT_POLICY"]
+    return early, {pool["num_threads"] for pool in threadpool_info()}, os.environ["OMP_WAIT_POLICY"], usable_cores()
 
 
 def visible(item: tuple[Path, int, int]) -> str:
@@ -60,6 +61,12 @@ def test_one_worker_is_a_loop_in_this_process():
     assert [place for place, _ in map_tasks(square, [1, 2], cpus=4, cores=7)] == [0, 1]  # room for one
 
 
+def test_what_tasks_have_in_common_is_given_to_each(monkeypatch):
+    for cores in (1, 2):
+        found = dict(map_tasks(divmod, [3, 4], common=17, cores=cores))
+        assert found == {0: (5, 2), 1: (4, 1)}
+
+
 def test_results_come_with_their_position_from_other_processes():
     found = dict(map_tasks(square, range(7), cores=2))
     assert [found[i][0] for i in range(7)] == [i**2 for i in range(7)]
@@ -68,8 +75,8 @@ def test_results_come_with_their_position_from_other_processes():
 
 
 def test_libraries_of_a_worker_know_its_threads():
-    for early, threads, policy in dict(map_tasks(environment, [0, 1], cpus=2, cores=4)).values():
-        assert not early and threads == {2} and policy == "passive"
+    for early, threads, policy, cores in dict(map_tasks(environment, [0, 1], cpus=2, cores=4)).values():
+        assert not early and threads == {2} and policy == "passive" and cores == min(2, usable_cores())
 
 
 @pytest.mark.parametrize(("shown", "expected"), [("4,7", {"4", "7"}), (None, {"0", "1"})])

@@ -42,7 +42,7 @@ def ours(folder: Path, n: int) -> Task:
 
     def work(paths: list[str] = paths) -> np.ndarray:
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            return bulk.encode_images(paths, encoder, out, precision=precision, devices=["cpu"]).values
+            return bulk.encode_images(paths, encoder, out, precision=precision, device="cpu").values
 
     return features_task(work, lambda: work(paths[:BATCH]), precision)
 

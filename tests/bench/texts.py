@@ -27,7 +27,7 @@ def ours(precision: str, folder: Path, n: int) -> Task:
 
     def work(texts: list[str] = texts) -> np.ndarray:
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            return bulk.encode_texts(texts, encoder, out, precision=precision, devices=["cpu"])
+            return bulk.encode_texts(texts, encoder, out, precision=precision, device="cpu")
 
     return features_task(work, lambda: work(texts[:BATCH]), f"{precision}; {len(set(texts)):,} distinct texts")
 

@@ -19,9 +19,8 @@ from kit.clip_ft import train as train_module
 from kit.clip_ft.alignment import global_similarity, pool_local
 from kit.clip_ft.cross_fit import cross_fit, score_shift, without_posts
 from kit.clip_ft.export import PARTS, SCORES, compact_block, export_posts, full_columns, losses_table
-from kit.clip_ft.jobs import Job
+from kit.clip_ft.jobs import Job, fit
 from kit.clip_ft.model import ClipFT, class_losses
-from kit.clip_ft.parallel import fit
 from kit.clip_ft.projection import CrossModalProjection, prototype_cosine
 from kit.clip_ft.prompts import PromptLearner, encode_prompts
 from kit.clip_ft.prototypes import Prototypes

@@ -8,8 +8,7 @@ import torch
 
 from kit.clip_ft.cross_fit import cross_fit
 from kit.clip_ft.export import export_posts
-from kit.clip_ft.jobs import Job
-from kit.clip_ft.parallel import fit
+from kit.clip_ft.jobs import Job, fit
 from kit.clip_ft.texts import TextBank
 from kit.clip_ft.train import train
 from kit.encoders.clip import save_clip

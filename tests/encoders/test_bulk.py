@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from kit.base import code
+from kit.base import code, tasks
 from kit.base.errors import InputError
 from kit.base.files import read_json, write_first
 from kit.base.paths import PROJECT_ROOT
 from kit.encoders import job, precision
 from kit.encoders.bulk import encode_images, encode_shard, encode_strings, encode_texts
-from kit.encoders.job import Job
+from kit.encoders.job import Job, Shard
 from kit.encoders.precision import probe_precision
 from kit.release.images import MISSING, decode_image
 
@@ -201,26 +201,55 @@ def test_other_weights_or_items_start_over_and_spare_other_files(tmp_path):
 
 def test_encode_shard_is_idempotent(tmp_path):
     encoder = CountingEncoder()
-    one = Job(encoder, encode_strings, ["a", "bb", "ccc"], tmp_path, shard_size=2, batch_size=2)
-    assert one.n_shards == 2
-    path = encode_shard(one, 1)
+    one = Job(encoder, encode_strings, 3, ["bb"], tmp_path, 2, "cpu")
+    path = encode_shard(one, Shard(1, ["ccc"]))
     when = path.stat().st_mtime_ns
-    assert encode_shard(one, 1) == path and path.stat().st_mtime_ns == when and encoder.seen == ["ccc"]
+    assert encode_shard(one, Shard(1, ["ccc"])) == path and path.stat().st_mtime_ns == when and encoder.seen == ["ccc"]
 
 
-def test_two_workers_give_what_one_gives(tmp_path, capsys):
+@pytest.fixture
+def two_cores(monkeypatch):
+    """Two tasks of one core side by side."""
+    monkeypatch.setattr(tasks, "usable_cores", lambda: 2)
+
+
+def test_two_workers_give_what_one_gives(tmp_path, two_cores):
     texts, encoder = ["w" * n for n in range(70)], CountingEncoder()
-    two = encode_texts(texts, encoder, tmp_path / "two", shard_size=10, devices=["cpu", "cpu"])
+    two = encode_texts(texts, encoder, tmp_path / "two", shard_size=10, cpus=1)
     assert encoder.seen == []  # the work was done elsewhere
-    assert "7 shards on cpu, cpu" in capsys.readouterr().out
     np.testing.assert_array_equal(two, encode_texts(texts, encoder, tmp_path / "one", shard_size=10))
 
 
-def test_what_a_worker_raises_reaches_the_caller(tmp_path):
+class Dying(CountingEncoder):
+    """Its process is killed once, in the middle of a shard."""
+
+    def __init__(self, marker):
+        super().__init__()
+        self.marker = marker
+
+    def encode_batch(self, module, batch):
+        if len(list(self.marker.parent.glob("shards/[0-9]*.npz"))) >= 4 and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode_batch(module, batch)
+
+
+def test_a_killed_worker_costs_its_shard(tmp_path, two_cores, capfd):
+    texts, encoder = ["w" * n for n in range(120)], Dying(tmp_path / "killed")
+    encode_texts(texts, encoder, tmp_path / "shards", shard_size=10, cpus=1)
+    assert encoder.marker.exists() and "SIGKILL" in capfd.readouterr().out
+    encode_texts(texts, encoder, tmp_path / "plain", shard_size=10)
+    names = {path.name for path in (tmp_path / "plain").iterdir()}
+    assert len(names) == 14 and names == {path.name for path in (tmp_path / "shards").iterdir()}  # no temporary is left
+    for name in names:
+        assert (tmp_path / "shards" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+def test_what_a_worker_raises_reaches_the_caller(tmp_path, two_cores):
     encoder = CountingEncoder()
     encoder.module.weight.data.fill_(1e6)
     with pytest.raises(Exception, match="precision='float32'"):
-        encode_texts(["a", "bb", "ccc"], encoder, tmp_path, shard_size=1, devices=["cpu", "cpu"])
+        encode_texts(["a", "bb", "ccc"], encoder, tmp_path, shard_size=1, cpus=1)
 
 
 def test_a_batch_too_large_for_memory_is_halved(tmp_path):
@@ -264,15 +293,14 @@ class Timed(CountingEncoder):
     ((0.10, 0.095), 0.0, "float32"),  # within noise
 ])  # fmt: skip
 def test_probe_takes_half_precision_only_where_faster_and_equal(tmp_path, seconds, angle, chosen):
-    timed = Job(Timed(seconds, angle), encode_strings, ["a", "b", "c"], tmp_path, shard_size=9, batch_size=2)
-    found, words = probe_precision(timed, "cpu")
+    found, words = probe_precision(Job(Timed(seconds, angle), encode_strings, 3, ["a", "b"], tmp_path, 2, "cpu"))
     assert found == chosen
     assert f"cosine {np.cos(angle):.5f}" in words
 
 
 def test_half_precision_run_keeps_its_choice_when_resumed(clip, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(precision, "MIN_PROBE_ITEMS", 1)
-    monkeypatch.setattr(precision, "probe_precision", lambda job, device: ("bfloat16", "as told"))
+    monkeypatch.setattr(precision, "probe_precision", lambda job: ("bfloat16", "as told"))
     texts = [f"text number {n}" for n in range(20)]
     found = encode_texts(texts, clip.text_encoder(), tmp_path, shard_size=10)
     assert "bfloat16 on cpu (as told)" in capsys.readouterr().out
@@ -280,7 +308,7 @@ def test_half_precision_run_keeps_its_choice_when_resumed(clip, tmp_path, monkey
     cosine = F.cosine_similarity(torch.tensor(found).float(), torch.tensor(exact).float())
     assert 0.99 < cosine.min() < 1 - 1e-6
     assert next(clip.model.parameters()).dtype == torch.float32  # the model itself is not cast
-    monkeypatch.setattr(precision, "probe_precision", lambda job, device: pytest.fail("probed again"))
+    monkeypatch.setattr(precision, "probe_precision", lambda job: pytest.fail("probed again"))
     (tmp_path / "00001.npz").unlink()
     again = encode_texts(texts, clip.text_encoder(), tmp_path, shard_size=10)
     np.testing.assert_allclose(again, found, atol=0.02)  # bfloat16 on several threads
@@ -307,7 +335,7 @@ def test_shards_of_other_code_are_made_again(tmp_path, monkeypatch):
 
 def test_float32_shards_of_another_device_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "MIN_PROBE_ITEMS", 1)
-    monkeypatch.setattr(precision, "probe_precision", lambda job, device: (chosen, "as told"))
+    monkeypatch.setattr(precision, "probe_precision", lambda job: (chosen, "as told"))
     for chosen, kept in (("float32", True), ("bfloat16", False)):
         encoder, folder = CountingEncoder(), tmp_path / chosen
         encode_texts(["a", "bb", "ccc", "dddd"], encoder, folder, shard_size=2)
@@ -331,9 +359,9 @@ def test_the_first_finding_stays(tmp_path):
 def test_a_network_is_cast_once_per_process(clip, tmp_path, monkeypatch):
     casts, cast = [], job.cast_module
     monkeypatch.setattr(job, "cast_module", lambda *given: casts.append(given[1:]) or cast(*given))
-    sent = Job(clip.text_encoder(), encode_strings, TEXTS[:6], tmp_path, 2, 2, "bfloat16")
-    for index in range(sent.n_shards):
-        encode_shard(pickle.loads(pickle.dumps(sent)), index)  # as tasks of another process get it
+    sent = Job(clip.text_encoder(), encode_strings, 6, TEXTS[:2], tmp_path, 2, "cpu", "bfloat16")
+    for index in range(3):
+        encode_shard(pickle.loads(pickle.dumps(sent)), Shard(index, TEXTS[2 * index : 2 * index + 2]))
     assert casts == [("cpu", "bfloat16")]
     job.forget_networks()
 
@@ -347,19 +375,18 @@ def on_gpus(n):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("devices", [
-    pytest.param(["cuda:0"], marks=on_gpus(1)), pytest.param(["cuda:0", "cuda:1"], marks=on_gpus(2)),
-])  # fmt: skip
-def test_gpus_give_what_the_cpu_gives(clip, paths, tmp_path, devices):
+@on_gpus(1)
+def test_gpus_give_what_the_cpu_gives(clip, paths, tmp_path):
+    """All that there are: with two or more, each is given to a process of its own."""
     texts = [f"text number {n}" for n in range(40)]
     for wanted, tolerance in (("float32", 2e-3), ("float16", 1e-2)):
-        options = {"shard_size": 5, "precision": wanted, "devices": devices}
+        options = {"shard_size": 5, "precision": wanted}
         found = encode_texts(texts, clip.text_encoder(), tmp_path / wanted / "t", **options)
-        exact = encode_texts(texts, clip.text_encoder(), tmp_path / "t", precision="float32", devices=["cpu"])
+        exact = encode_texts(texts, clip.text_encoder(), tmp_path / "t", precision="float32", device="cpu")
         np.testing.assert_allclose(found, exact, atol=tolerance)
-        options = {"shard_size": 2, "max_bad_share": 0.5, "precision": wanted, "devices": devices}
+        options = {"shard_size": 2, "max_bad_share": 0.5, "precision": wanted}
         found = encode_images(paths, clip.image_encoder(), tmp_path / wanted / "i", **options)
-        exact = encode_images(paths, clip.image_encoder(), tmp_path / "i", 0.5, precision="float32", devices=["cpu"])
+        exact = encode_images(paths, clip.image_encoder(), tmp_path / "i", 0.5, precision="float32", device="cpu")
         np.testing.assert_allclose(found.values, exact.values, atol=tolerance)
 
 
@@ -367,7 +394,7 @@ def test_gpus_give_what_the_cpu_gives(clip, paths, tmp_path, devices):
 @on_gpus(1)
 def test_probe_on_a_gpu(clip, tmp_path):
     texts = [f"text number {n}" for n in range(300)]
-    found, words = probe_precision(Job(clip.text_encoder(), encode_strings, texts, tmp_path, 300, 256), "cuda:0")
+    found, words = probe_precision(Job(clip.text_encoder(), encode_strings, 300, texts[:256], tmp_path, 256, "cuda:0"))
     assert found in ("float32", "float16", "bfloat16") and "float16" in words and "bfloat16" in words
 
 

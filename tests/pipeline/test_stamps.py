@@ -258,15 +258,13 @@ class _Letters:
 
 def test_a_damaged_shard_is_found_and_made_again(tmp_path):
     texts, encoder = ["a" * n for n in range(1, 13)], _Letters()
-    first = encode_texts(texts, encoder, tmp_path / "shards", shard_size=4, devices=["cpu"])
+    first = encode_texts(texts, encoder, tmp_path / "shards", shard_size=4, device="cpu")
     shard = tmp_path / "shards" / "00001.npz"
     others = [path.stat().st_mtime_ns for path in sorted(shard.parent.glob("*.npz")) if path != shard]
     shard.write_bytes(shard.read_bytes()[:-9])
     assert repair.set_aside_damaged(tmp_path) == ["shards/00001.npz"]
     encoder.n_seen = 0
-    np.testing.assert_array_equal(
-        encode_texts(texts, encoder, tmp_path / "shards", shard_size=4, devices=["cpu"]), first
-    )
+    np.testing.assert_array_equal(encode_texts(texts, encoder, tmp_path / "shards", shard_size=4, device="cpu"), first)
     assert encoder.n_seen == 4
     assert [path.stat().st_mtime_ns for path in sorted(shard.parent.glob("*.npz")) if path != shard] == others
 
