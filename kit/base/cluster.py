@@ -105,6 +105,23 @@ def map_on_cluster(fn: Callable, items: Sequence, common: Any, cpus: int, gpus: 
                 yield place, _result(ray, reference, f"{label} {place + 1} ({str(items[place])[:200]})")
 
 
+def ask_each_machine(fn: Callable, item: Any) -> Iterator[tuple[str, Any]]:
+    """Each machine that takes tasks, in words, and fn(item) there; the exception where there is none."""
+    with connected() as ray:
+        on = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        call = ray.remote(max_retries=0)(_call)
+        asked = {
+            f"{address} ({cores} cores, {gpus} GPUs)":
+            call.options(scheduling_strategy=on(node, soft=False)).remote(fn, os.getcwd(), [], item)
+            for node, address, cores, gpus in machines(ray)
+        }  # fmt: skip
+        for machine, reference in asked.items():
+            try:
+                yield machine, ray.get(reference)
+            except ray.exceptions.RayError as error:
+                yield machine, getattr(error, "cause", None) or error
+
+
 def _result(ray: Any, reference: Any, task: str) -> Any:
     """What a task returned; its own exception as it was raised there, where that can be."""
     try:

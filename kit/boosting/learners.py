@@ -11,7 +11,7 @@ from typing import Any
 from catboost.utils import get_gpu_device_count
 
 from kit.base.errors import InputError
-from kit.base.machine import gpu_names
+from kit.base.tasks import machine_shape, on_cluster
 from kit.boosting.author_ridge import AuthorRidge
 from kit.boosting.catboost import CatBoost
 from kit.boosting.lightgbm import LightGBM
@@ -34,7 +34,7 @@ def device_for(model: str, asked: str, n_posts: int) -> str:
         raise InputError(f"device {asked!r}: expected one of {', '.join(DEVICES)}")
     if model != "catboost" or asked == "cpu" or (asked == "auto" and n_posts < ROWS_FOR_GPU):
         return "cpu"
-    found = bool(gpu_names()) and get_gpu_device_count() > 0
+    found = machine_shape()[1] > 0 and (on_cluster() or get_gpu_device_count() > 0)
     if asked == "gpu" and not found:
         raise InputError(
             "device 'gpu': CatBoost finds none; look at nvidia-smi and CUDA_VISIBLE_DEVICES, or take 'auto'"

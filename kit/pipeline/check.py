@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,11 @@ class Finding:
         return f"{self.topic:12}{mark}{self.text}" + (f"\n{'':12}-> {self.todo}" if self.todo else "")
 
 
-def check(steps: Sequence[Step], data_dir: Path, run_dir: Path) -> int:
-    """Print all findings as they come; 1 if a step will fail for certain, else 0."""
+def check(steps: Sequence[Step], data_dir: Path, run_dir: Path, more: Iterable[Finding] = ()) -> int:
+    """Print all findings as they come, more of them last; 1 if a step will fail for certain, else 0."""
     findings: list[Finding] = []
 
-    def tell(found: Iterator[Finding]) -> None:
+    def tell(found: Iterable[Finding]) -> None:
         for one in found:
             print(one, flush=True)
             findings.append(one)
@@ -100,6 +100,7 @@ def check(steps: Sequence[Step], data_dir: Path, run_dir: Path) -> int:
         print("\n".join(lines(forecast(steps, run_dir, costs))))
         to_run = {name: cost for name, cost in costs.items() if cost}
         tell(room(to_run, len(posts), *memory_gb(), _free_gb(run_dir)))
+    tell(more)
     n_fatal = sum(one.fatal for one in findings)
     will = f"{n_fatal} finding{'s' * (n_fatal != 1)} will make the run fail"
     print(will if n_fatal else "nothing here will make it fail")

@@ -21,8 +21,11 @@ from kit.base.errors import InputError
 from kit.base.files import check_writable, write_trouble
 from kit.base.locks import exclusive, lock
 from kit.base.paths import PROJECT_ROOT, resolve, shown
+from kit.base.process import ENGINE
+from kit.base.tasks import ENGINES, on_cluster
 from kit.demo.make import make_release
 from kit.pipeline import check, track
+from kit.pipeline.machines import cluster
 from kit.pipeline.steps import (
     CALLED_FROM,
     DEMO,
@@ -50,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
             signal.signal(getattr(signal, name), _stop)
     try:
         options = _parse(arguments)
+        os.environ[ENGINE] = options.engine
         if not NOTEBOOKS.is_dir():
             raise InputError(
                 f"there are no notebooks in {NOTEBOOKS}: a wheel holds the package alone. The chain runs from a checkout: "
@@ -97,10 +101,19 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
     if data_dir == DEMO:
         ensure_demo(DEMO, DEMO_POSTS)
     if options.check:
-        return check.check(steps, data_dir, run_dir)
+        return check.check(steps, data_dir, run_dir, cluster(run_dir, data_dir) if on_cluster() else ())
     check_writable(run_dir)
     with lock(run_dir, command_line(arguments)):
+        if on_cluster():
+            _compare_machines(run_dir, data_dir)
         return walk([*first, *chosen], run_dir, options, arguments)
+
+
+def _compare_machines(run_dir: Path, data_dir: Path) -> None:
+    found = list(cluster(run_dir, data_dir))
+    print("\n".join(map(str, found)), flush=True)
+    if any(one.fatal for one in found):
+        raise InputError("--engine ray: not all machines can take part: see above. Nothing has been run")
 
 
 def ensure_demo(folder: Path, n_posts: int) -> None:
@@ -171,6 +184,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         help="keep the results of NN as they are",
     )
     add("--list", action="store_true", help="show steps, their state and parameters; run nothing")
+    add(
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="who does encoding, folds and fits: this machine, or a Ray cluster",
+    )
     add("--check", action="store_true", help="check machine, packages, data and parameters; run nothing")
     add(
         "--lab",
