@@ -19,7 +19,7 @@ def _code(name):
 
 
 def test_the_chain_is_there():
-    assert list(NOTEBOOKS)[0] == "01_eda" and list(NOTEBOOKS)[-1] == "07_blend"
+    assert list(NOTEBOOKS)[0] == "01_eda" and list(NOTEBOOKS)[-1] == "08_explore"
 
 
 @each_notebook

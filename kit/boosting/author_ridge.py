@@ -71,6 +71,17 @@ class AuthorRidge:
         """(len(rows),) float64."""
         return self._parts[rows].sum(axis=1)
 
+    def predict_changed(self, row: int, taught: np.ndarray) -> np.ndarray:
+        """(m,) float64: of one of the posts, with other taught columns (m, t); the author's effect stays."""
+        return taught[:, 0] + self._parts[row, 1]
+
+    def contributions(self, rows: np.ndarray) -> np.ndarray:
+        """(len(rows), d + t + 1) float64: the ridge, less its mean over all posts, and the effect; last, that mean."""
+        first, mean = self._data.values.shape[1], self._parts[:, 0].mean()
+        out = np.zeros((len(rows), first + self._taught.shape[1] + 1))
+        out[:, first : first + 2], out[:, -1] = self._parts[rows] - [mean, 0], mean
+        return out
+
     def gain(self) -> np.ndarray:
         """(d + t,) variance that the ridge and the author's effect bring, under `ridge` and `author_past_label`."""
         gain = np.zeros(self._data.values.shape[1] + self._taught.shape[1])

@@ -93,6 +93,16 @@ class CatBoost:
             out[piece] = self._model.predict(features, thread_count=self._params["thread_count"])
         return out
 
+    def contributions(self, rows: np.ndarray) -> np.ndarray:
+        """(len(rows), d + t + 1) float64, as for ``LightGBM``."""
+        pool = catboost.Pool(self._prepared.features(rows, self._taught))
+        threads = self._params["thread_count"]
+        found = self._model.get_feature_importance(pool, type="ShapValues", thread_count=threads)
+        order = self._prepared.order(0 if self._taught is None else self._taught.shape[1])
+        out = np.empty_like(found)
+        out[:, order], out[:, -1] = found[:, :-1], found[:, -1]
+        return out
+
     def gain(self) -> np.ndarray:
         """(d + t,) importance of each column."""
         order = self._prepared.order(0 if self._taught is None else self._taught.shape[1])

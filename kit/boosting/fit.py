@@ -192,22 +192,36 @@ class _Fitter:
         return learner_of(self.training.model)(prepared, taught, side.weight, self.n_threads), name
 
 
-def load_fold(block: Block, out_dir: Path, name: str = "final", taught_dir: Path | None = None) -> Any:
+def load_fold(
+    block: Block, out_dir: Path, name: str = "final", taught_dir: Path | None = None, taught: np.ndarray | None = None
+) -> Any:  # fmt: skip
     """A kept model; its ``predict(rows)`` says of any posts what the model says, (len(rows),) float64.
 
     Args:
-        block: as it was fitted on.
+        block: as it was fitted on, or the same columns of other posts.
         out_dir, taught_dir: as given to `fit_folds`.
         name: "fold_<k>" or "final".
+        taught: (n, len(TAUGHT)) of the posts of `block`, in place of the kept ones, where those are other posts.
+
+    Raises:
+        InputError: the model is not there.
     """
     paths = {out_dir / f"{name}{learner.suffix}": learner for learner in kinds()}
-    path, learner = next((path, learner) for path, learner in paths.items() if path.is_file())
-    with np.load(out_dir / f"{name}.npz") as stored:
-        kept = str(stored["taught"])
-    taught = np.load((taught_dir or out_dir / "taught") / kept) if kept else None
+    path, learner = next(((path, learner) for path, learner in paths.items() if path.is_file()), (None, None))
+    if path is None:
+        raise InputError(f"no model {name} in {out_dir}: ./run_all.sh --force 06 fits and keeps it again")
+    if taught is None:
+        taught = kept_taught(out_dir, name, taught_dir)
     n_posts = len(block.values)
     prepared = learner.prepare(_data(block, np.full(n_posts, np.nan)), {}, 1, 0, "cpu")
     return learner(prepared, taught, np.ones(n_posts), 1).load(path)
+
+
+def kept_taught(out_dir: Path, name: str = "final", taught_dir: Path | None = None) -> np.ndarray | None:
+    """(n_posts, len(TAUGHT)) float32, the label-taught columns of a kept model; None without. Arguments as for `load_fold`."""
+    with np.load(out_dir / f"{name}.npz") as stored:
+        kept = str(stored["taught"])
+    return np.load((taught_dir or out_dir / "taught") / kept) if kept else None
 
 
 def _data(block: Block, target: np.ndarray, *authors: Any) -> Data:

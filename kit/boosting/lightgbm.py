@@ -129,6 +129,11 @@ class LightGBM:
             out[piece] = self._booster.predict(values[piece], num_threads=self._params["num_threads"])
         return out
 
+    def contributions(self, rows: np.ndarray) -> np.ndarray:
+        """(len(rows), d + t + 1) float64: what each column adds to a prediction (TreeSHAP); last, what is there without."""
+        values = _Rows(self._data, self._taught, rows)[:]
+        return self._booster.predict(values, pred_contrib=True, num_threads=self._params["num_threads"])
+
     def gain(self) -> np.ndarray:
         """(d + t,) total gain of each column."""
         return self._booster.feature_importance("gain").astype(np.float64)

@@ -78,6 +78,18 @@ class Scikit:
         """(len(rows),) float64."""
         return self._model.predict(self._matrix(rows)).astype(np.float64).ravel()
 
+    def contributions(self, rows: np.ndarray) -> np.ndarray:
+        """(len(rows), d + t + 1) float64, as for ``LightGBM``, of a linear regressor; of others all stands in the last one."""
+        values, out = (
+            self._model[:-1].transform(self._matrix(rows)),
+            np.zeros((len(rows), self._model[0].n_features_in_ + 1)),
+        )
+        linear = np.size(getattr(self._model[-1], "coef_", ())) == values.shape[1]
+        if linear:
+            out[:, :-1] = values * np.ravel(self._model[-1].coef_)
+        out[:, -1] = self.predict(rows) - out[:, :-1].sum(axis=1)
+        return out
+
     def gain(self) -> np.ndarray:
         """(d + t,) importance, or size of the coefficient, of each column; zeros where the regressor knows neither."""
         fitted = self._model[-1]

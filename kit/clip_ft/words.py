@@ -35,11 +35,11 @@ def attended_words(
     for row, line, total in zip(rows, weights.cpu(), (weights * cosine).sum(dim=1).tolist(), strict=True):
         best = line.argsort(descending=True)[: min(n_words, int((line > 0).sum()))]
         ids = bank.ids[bank.text_idx[row]]
-        words = ", ".join(f"{_word(bank.tower.tokenizer, int(ids[i]))} {line[i]:.2f}" for i in best)
+        words = ", ".join(f"{word_of(bank.tower.tokenizer, int(ids[i]))} {line[i]:.2f}" for i in best)
         lines.append((bank.texts[row], model.names[labels[row]], total, words))
     return pd.DataFrame(lines, columns=["text", "prompt", "p_local", "words"])
 
 
-def _word(tokenizer, token: int) -> str:
+def word_of(tokenizer, token: int) -> str:
     """The text of a token, of open_clip's own tokenizer or of a Hugging Face one."""
     return getattr(tokenizer, "tokenizer", tokenizer).decode([token]).strip()

@@ -183,6 +183,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         type=step_number,
         help="keep the results of NN as they are",
     )
+    add("--without", metavar="NN", action="append", default=[], type=step_number, help="leave NN out of this call")
     add("--list", action="store_true", help="show steps, their state and parameters; run nothing")
     add(
         "--engine",

@@ -57,7 +57,7 @@ KEPT = {  # notebook number -> folders in which it keeps what it has finished, s
     "05": ("studies",),
     "06": ("gbdt",),
 }
-SUBMISSION = "07_blend"  # the step that writes it
+SUBMISSION = "07_blend"  # the step that writes it; those after it hold nothing up
 CALLED_FROM = "KIT_CALLED_FROM"  # environment variable: the folder run_all.sh was called in
 
 
@@ -112,7 +112,7 @@ def plan_first(data_dir: Path, run_dir: Path, profile: str, settings: list[str])
         setting for setting, (number, _, name) in targets.items()
         if f"{step_number(number)}.{name}" not in own and step_number(number) not in WITHOUT[first]
     ]  # fmt: skip
-    return plan(data_dir, run_dir, first, kept)
+    return [step for step in plan(data_dir, run_dir, first, kept) if step.name <= SUBMISSION]
 
 
 def notebooks() -> list[Path]:
@@ -159,12 +159,13 @@ def parse_value(value: Any, type_name: str, target: str) -> Any:
 
 
 def choose(steps: list[Step], options: argparse.Namespace) -> list[Step]:
-    for number in (*options.force, *options.accept, *filter(None, (options.start, options.only))):
+    for number in (*options.force, *options.accept, *options.without, *filter(None, (options.start, options.only))):
         if number not in {step.number for step in steps}:
             _unknown_step(number, [step.notebook for step in steps])
     if options.only:
         return [step for step in steps if step.number == options.only]
-    return [step for step in steps if not options.start or step.number >= options.start]
+    kept = [step for step in steps if step.number not in options.without]
+    return [step for step in kept if not options.start or step.number >= options.start]
 
 
 def _unknown_step(number: str, chain: list[Path]) -> None:

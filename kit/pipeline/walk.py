@@ -53,7 +53,10 @@ def walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argument
             print(f"{step.name:{width}}  LEFT OUT: {why}", flush=True)
             continue
         except StepFailed as failure:
-            return _say_failed(failure, step, run_dir, arguments)
+            if submits := any(other.name == SUBMISSION for other in steps[:place]):  # what comes after holds nothing up
+                report.write_report(run_dir)
+                _summary(run_dir, time.perf_counter() - started, n_run)
+            return _say_failed(failure, step, run_dir, arguments, submits)
         n_run += 1
         print(
             f"{step.name:{width}}  done in {mark['seconds']:.0f} s, peak {mark['peak_mb']:,} MB{_metrics(mark)}",
@@ -126,7 +129,7 @@ def _metrics(mark: dict) -> str:
     return "".join(f", {text}" for text in shown)
 
 
-def _say_failed(failure: StepFailed, step: Step, run_dir: Path, arguments: list[str]) -> int:
+def _say_failed(failure: StepFailed, step: Step, run_dir: Path, arguments: list[str], submits: bool) -> int:
     print(f"\n{step.name} failed" + (f" in section \"{failure.section}\"" if failure.section else "")
           + (f", cell {failure.cell}" if failure.cell else ""), file=sys.stderr)  # fmt: skip
     print(f"  {failure.message}", file=sys.stderr)
@@ -135,7 +138,7 @@ def _say_failed(failure: StepFailed, step: Step, run_dir: Path, arguments: list[
     print(f"  log       {shown(run_dir / 'logs' / f'{step.name}.log')}", file=sys.stderr)
     if failure.notebook:
         print(f"  notebook  {shown(failure.notebook)}", file=sys.stderr)
-    if (run_dir / "submission.csv").is_file():
+    if not submits and (run_dir / "submission.csv").is_file():
         print("  note      submission.csv in this folder is from an earlier run", file=sys.stderr)
     print(f"  go on     {command_line(arguments)}", file=sys.stderr)
     return failure.status

@@ -14,6 +14,8 @@ from kit.base.metrics import mae, src
 from kit.run.directory import Run
 from kit.run.folds import TEST, Folds
 
+FUSED = "fused.parquet"  # in the run: what the fusion says of every post
+
 
 def write_folds(path: Path, posts: pd.DataFrame, cuts: Mapping[str, Folds]) -> None:
     """Save the folds of the train posts, so that any other model can be scored on the same ones.
@@ -83,6 +85,22 @@ def read_predictions(path: Path, posts: pd.DataFrame, made_by: str = "06_gbdt_fo
     if table["Pid"].tolist() != posts["Pid"].tolist():
         raise InputError(f"{path} was made for other posts than this run holds: run {made_by} again")
     return table
+
+
+def write_fused(
+    path: Path, posts: pd.DataFrame, fold: np.ndarray, oof: np.ndarray, test: np.ndarray, **how: str
+) -> None:
+    """Save what the fusion predicts: Pid, fold, prediction, and in further columns how it was made.
+
+    Args:
+        fold: (n_posts,) of the scheme that decides.
+        oof: (n_posts,) nested predictions of train posts, NaN elsewhere.
+        test: (n_test,) as submitted.
+        how: scheme, method, calibrate.
+    """
+    prediction = oof.copy()
+    prediction[fold == TEST] = test
+    write_predictions(path, pd.DataFrame({"Pid": posts["Pid"], "fold": fold, "prediction": prediction, **how}))
 
 
 def split_predictions(table: pd.DataFrame) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

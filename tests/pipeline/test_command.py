@@ -382,7 +382,7 @@ plain: str = "#"
 
 def test_a_quick_run_has_neither_networks_nor_studies(tmp_path):
     steps = {step.number: step.parameters for step in plan(tmp_path, tmp_path / "r", "quick", [])}
-    assert list(steps) == ["01", "04", "06", "07"]
+    assert list(steps) == ["01", "04", "06", "07", "08"]
     assert steps["06"]["sets"] == ["all"] and steps["04"]["baselines"] == []
     with pytest.raises(InputError, match="no notebook 05; the chain is 01_eda, 04_features"):
         plan(tmp_path, tmp_path / "r", "quick", ["05.seed=1"])

@@ -1,0 +1,176 @@
+"""What would be predicted if a post were posted otherwise, by the models that did not see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kit.base.errors import InputError
+from kit.evaluation.table_one import parse_sets
+from kit.run.block import Block
+from kit.run.directory import Run
+from kit.run.predictions import read_folds
+from kit.viz.explore import changed as changes_of
+from kit.viz.explore import page
+from kit.viz.explore.opened import Opened
+
+NEAR = 300  # scored posts with predictions most like the new one, whose errors give its range
+RANGE = 0.1, 0.9
+SAME_RIDGE = 0.005  # label units between a ridge and the same one fitted again, by the tolerance of its solver
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """What a change does; in label units.
+
+    Attributes:
+        pid: the post.
+        stored: what the run predicts for it.
+        table: one row per variant: its values, prediction, change; the least and most that any model of the fusion moves
+            (models_low, models_high); and low, high, which hold 80 % of the labels of posts predicted alike.
+        models: prediction of every model with weight, one row per variant.
+        held: what stayed as it is although it might move, in words.
+    """
+
+    pid: str
+    stored: float
+    table: pd.DataFrame
+    models: pd.DataFrame
+    held: list[str]
+
+    def _repr_html_(self) -> str:
+        named = self.table.columns[: self.table.columns.get_loc("prediction")]
+        rows = []
+        for one in self.table.to_dict("records"):
+            asked = ", ".join(
+                f"{name} {one[name]}" for name in named if isinstance(one[name], str) or one[name] == one[name]
+            )
+            note = (f"to {one['prediction']:.2f}; single models {one['models_low']:+.2f} to {one['models_high']:+.2f}; "
+                    f"80 % of posts predicted so lie in {one['low']:.2f} to {one['high']:.2f}")  # fmt: skip
+            rows.append((asked or "nothing changed", note, one["change"]))
+        return page.bars_html(
+            rows, f"Post {self.pid}, predicted {self.stored:.2f}. Held fixed: {'; '.join(self.held)}."
+        )
+
+
+def what_if(opened: Opened, pid: str | int, variants: Sequence[Mapping[str, Any]]) -> WhatIf:
+    """Re-encode and re-predict a post once per variant.
+
+    Args:
+        variants: see `changed.changed_posts`; an empty one changes nothing.
+
+    Raises:
+        InputError: no such post, one that only teaches, or a change that makes no sense.
+    """
+    row = opened.predicted_row(pid)
+    changed = changes_of.changed_posts(opened, row, variants)
+    changes = changes_of.what_changes(opened, row, changed)
+    sets = {name: parse_sets([name])[0] for name in dict.fromkeys(name.rpartition("/")[0] for name in opened.weights)}
+    blocks = list(dict.fromkeys(block for one in sets.values() for block in one.blocks))
+    rows = changes_of.block_rows(opened, row, changed, blocks)
+    fit = opened.fit_name(row)
+    predicted = {}
+    for name in opened.weights:
+        features = name.rpartition("/")[0]
+        block = opened.block(features)
+        values = np.hstack([rows[one] for one in sets[features].blocks])
+        taught = _taught(opened, row, fit, features, changed, values, changes)
+        if hasattr(opened.model(name, fit), "predict_changed"):
+            predicted[name] = opened.model(name, fit).predict_changed(row, taught)
+            continue
+        own = Block(features, values, block.columns, block.categorical)
+        predicted[name] = opened.load(name, fit, own, taught).predict(np.arange(len(changed)))
+    return _result(opened, row, variants, predicted, changes_of.held(opened, blocks, changes))
+
+
+def _result(
+    opened: Opened, row: int, variants: Sequence[Mapping[str, Any]], predicted: dict[str, np.ndarray], held: list[str]
+) -> WhatIf:  # fmt: skip
+    models = pd.DataFrame(predicted)
+    before = {name: opened.predictions[name][[row]] for name in predicted}
+    change = opened.fuse(predicted) - opened.fuse(before)
+    prediction, moves = opened.prediction[row] + change, models - pd.DataFrame(before).iloc[0]
+    table = pd.DataFrame([dict(variant) for variant in variants]) if any(variants) else pd.DataFrame(index=models.index)
+    low, high = np.array([_range(opened, value) for value in prediction]).T
+    table = table.assign(prediction=prediction, change=change, models_low=moves.min(axis=1), models_high=moves.max(axis=1),
+                         low=low, high=high)  # fmt: skip
+    return WhatIf(opened.posts["Pid"].iloc[row], float(opened.prediction[row]), table, models, held)
+
+
+def _range(opened: Opened, prediction: float) -> tuple[float, float]:
+    """Holds 80 % of the labels of the scored posts that were predicted most alike, moved to this prediction."""
+    scored = np.flatnonzero(np.isfinite(opened.prediction) & np.isfinite(opened.target))
+    near = scored[np.argsort(np.abs(opened.prediction[scored] - prediction), kind="stable")[:NEAR]]
+    low, high = np.quantile(opened.target[near] - opened.prediction[near], RANGE)
+    return prediction + low, prediction + high
+
+
+def _taught(
+    opened: Opened, row: int, fit: str, features: str, changed: pd.DataFrame, values: np.ndarray, changes: set[str]
+) -> np.ndarray | None:  # fmt: skip
+    """(n_variants, t) label-taught columns of the changed posts, by the labels that taught the fit; None without."""
+    kept = opened.keep(("taught", features, fit), lambda: opened.taught(features, fit))
+    if kept is None:
+        return None
+    out = np.repeat(kept[[row]], len(changed), axis=0)
+    if changes & {"time", "tags"}:
+        own = opened.keep(("history", row, fit), lambda: _history(opened, opened.posts, row, fit))
+        for place in range(len(changed)):
+            new = _history(opened, changes_of.replaced(opened, row, changed.iloc[[place]]), row, fit)
+            out[place, 1:] = np.where((new == own) | (np.isnan(new) & np.isnan(own)), out[place, 1:], new)
+    if changes:
+        out[:, 0] += _ridge(opened, row, fit, features, changed, values)
+    return out
+
+
+def _history(opened: Opened, posts: pd.DataFrame, row: int, fit: str) -> np.ndarray:
+    """Past labels of a post's author and tags, of a posts table with the run's rows."""
+    from kit.boosting.history import LabelHistory
+
+    seed = changes_of.settings_of(opened, "06_gbdt_folds")["seed"]
+    return LabelHistory(posts, seed).columns(opened.target, _side(opened, fit))[row]
+
+
+def _side(opened: Opened, fit: str) -> np.ndarray:
+    """Row positions that taught a fit."""
+    if fit == "final":
+        return np.flatnonzero(opened.posts["split"] == "train")
+    folds = opened.keep("folds", lambda: read_folds(Run(opened.run.dir), opened.posts, opened.scheme))
+    return folds.rows(int(fit.removeprefix("fold_")))[0]
+
+
+def _ridge(opened: Opened, row: int, fit: str, features: str, changed: pd.DataFrame, values: np.ndarray) -> np.ndarray:
+    """(n_variants,) by how much the ridge on all words moves; it is fitted again, with the changed posts beside the others."""
+    from kit.boosting.ridge import Design
+
+    block, n = opened.block(features), len(opened.posts)
+    weight = np.zeros(n + len(changed) + 1)
+    weight[_side(opened, fit)] = 1
+    alpha, view = opened.keep(("ridge", features, fit), lambda: _ridge_settings(opened, fit, features))
+    stored = np.asarray(block.values[:], np.float32)
+    posts = changes_of.extended(opened, row, changed)
+    design = Design(
+        Block(features, np.vstack([stored, values, stored[[row]]]), block.columns, block.categorical), posts
+    )
+    target = np.r_[opened.target, np.full(len(changed) + 1, np.nan)]
+    made = design.predict(*design.fit(target, weight, alpha, view if view in design.views else design.views[0]))[n:]
+    return made[:-1] - made[-1]
+
+
+def _ridge_settings(opened: Opened, fit: str, features: str) -> tuple[float, str]:
+    """Penalty and view of the stored ridge: those with which it is found again for the posts that did not teach it."""
+    from kit.boosting.ridge import ALPHAS, Design
+
+    side, kept = _side(opened, fit), opened.taught(features, fit)[:, 0]
+    design, outside = Design(opened.block(features), opened.posts), np.setdiff1d(np.arange(len(opened.posts)), side)
+    weight = np.isin(np.arange(len(opened.posts)), side).astype(float)
+    for alpha in ALPHAS[1:] + ALPHAS[:1]:  # the likely ones first
+        for view in reversed(design.views):
+            made = design.predict(*design.fit(opened.target, weight, alpha, view))
+            if np.abs(made[outside] - kept[outside]).mean() < SAME_RIDGE:
+                return alpha, view
+    raise InputError(f"the stored ridge of {features} cannot be found again: let ./run_all.sh --force 06 fit it")
