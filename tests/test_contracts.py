@@ -166,6 +166,11 @@ def test_a_learner_learns_and_is_kept(model, tmp_path):
     assert saved >= {"fold_0", "fold_1", "fold_2", "final"}
     np.testing.assert_array_equal(load_fold(BLOCK, tmp_path).predict(np.flatnonzero(FOLDS == TEST)), result.test)
     assert model in MODEL_MARKS or model not in LEARNERS, "Table 1's figure needs a mark for it"
+    rows = np.flatnonzero(FOLDS == TEST)[:7]
+    parts = load_fold(BLOCK, tmp_path).contributions(rows)
+    assert parts.shape == (7, len(result.importance) + 1)
+    np.testing.assert_allclose(parts.sum(axis=1), result.test[:7], rtol=1e-6)
+    assert np.ptp(parts[:, -1]) < 1e-9 or model not in LEARNERS, "what is there without any column is the same for all"
 
 
 @each_booster

@@ -19,6 +19,7 @@ from kit.release.images import decode_image
 
 TEMPLATE = Path(__file__).with_name("cards.html.j2")
 SMALL_PX, BIG_PX = 180, 260  # side of a picture on a card
+LEAST_SPAN = 0.5  # label units that bars span at least: nothing looks large that is not
 SHOWN_FAMILIES, SHOWN_COLUMNS = 12, 10
 
 
@@ -85,7 +86,7 @@ def _bars(rows: Sequence[tuple[str, str, float]]) -> list[dict[str, Any]]:
     """Rows with the place of their bars, in percent: all on one scale that holds zero."""
     values = [value for _, _, value in rows]
     low, high = min(0.0, *values), max(0.0, *values)
-    span = (high - low) or 1.0
+    span = max(high - low, LEAST_SPAN)
     return [
         {"name": name, "note": note, "value": value, "left": round(100 * (min(value, 0) - low) / span, 1),
          "width": max(1, round(100 * abs(value) / span, 1))}

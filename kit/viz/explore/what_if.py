@@ -46,8 +46,10 @@ class WhatIf:
         named = self.table.columns[: self.table.columns.get_loc("prediction")]
         rows = []
         for one in self.table.to_dict("records"):
+            given = {name: one[name] for name in named if pd.notna(one[name])}
             asked = ", ".join(
-                f"{name} {one[name]}" for name in named if isinstance(one[name], str) or one[name] == one[name]
+                f"{name} {value:.0f}" if isinstance(value, float) else f"{name} {value}"
+                for name, value in given.items()
             )
             note = (f"to {one['prediction']:.2f}; single models {one['models_low']:+.2f} to {one['models_high']:+.2f}; "
                     f"80 % of posts predicted so lie in {one['low']:.2f} to {one['high']:.2f}")  # fmt: skip
@@ -73,16 +75,19 @@ def what_if(opened: Opened, pid: str | int, variants: Sequence[Mapping[str, Any]
     blocks = list(dict.fromkeys(block for one in sets.values() for block in one.blocks))
     rows = changes_of.block_rows(opened, row, changed, blocks)
     fit = opened.fit_name(row)
+    values = {name: np.hstack([rows[block] for block in one.blocks]) for name, one in sets.items()}
+    past = None
+    if changes & {"time", "tags"} and any(one.taught for one in sets.values()):
+        past = _past_labels(opened, row, fit, changed)
+    taught_of = {name: _taught(opened, row, fit, name, changed, values[name], past, bool(changes)) for name in sets}
     predicted = {}
     for name in opened.weights:
         features = name.rpartition("/")[0]
-        block = opened.block(features)
-        values = np.hstack([rows[one] for one in sets[features].blocks])
-        taught = _taught(opened, row, fit, features, changed, values, changes)
+        block, taught = opened.block(features), taught_of[features]
         if hasattr(opened.model(name, fit), "predict_changed"):
             predicted[name] = opened.model(name, fit).predict_changed(row, taught)
             continue
-        own = Block(features, values, block.columns, block.categorical)
+        own = Block(features, values[features], block.columns, block.categorical)
         predicted[name] = opened.load(name, fit, own, taught).predict(np.arange(len(changed)))
     return _result(opened, row, variants, predicted, changes_of.held(opened, blocks, changes))
 
@@ -94,11 +99,16 @@ def _result(
     before = {name: opened.predictions[name][[row]] for name in predicted}
     change = opened.fuse(predicted) - opened.fuse(before)
     prediction, moves = opened.prediction[row] + change, models - pd.DataFrame(before).iloc[0]
-    table = pd.DataFrame([dict(variant) for variant in variants]) if any(variants) else pd.DataFrame(index=models.index)
+    table = pd.DataFrame([_told(variant) for variant in variants]) if any(variants) else pd.DataFrame(index=models.index)
     low, high = np.array([_range(opened, value) for value in prediction]).T
     table = table.assign(prediction=prediction, change=change, models_low=moves.min(axis=1), models_high=moves.max(axis=1),
                          low=low, high=high)  # fmt: skip
     return WhatIf(opened.posts["Pid"].iloc[row], float(opened.prediction[row]), table, models, held)
+
+
+def _told(variant: Mapping[str, Any]) -> dict[str, Any]:
+    """A variant with its tags as one text."""
+    return {name: " ".join(value) if isinstance(value, (list, tuple)) else value for name, value in variant.items()}
 
 
 def _range(opened: Opened, prediction: float) -> tuple[float, float]:
@@ -110,21 +120,26 @@ def _range(opened: Opened, prediction: float) -> tuple[float, float]:
 
 
 def _taught(
-    opened: Opened, row: int, fit: str, features: str, changed: pd.DataFrame, values: np.ndarray, changes: set[str]
+    opened: Opened, row: int, fit: str, features: str, changed: pd.DataFrame, values: np.ndarray, past: np.ndarray | None,
+    moved: bool,
 ) -> np.ndarray | None:  # fmt: skip
     """(n_variants, t) label-taught columns of the changed posts, by the labels that taught the fit; None without."""
     kept = opened.keep(("taught", features, fit), lambda: opened.taught(features, fit))
     if kept is None:
         return None
     out = np.repeat(kept[[row]], len(changed), axis=0)
-    if changes & {"time", "tags"}:
-        own = opened.keep(("history", row, fit), lambda: _history(opened, opened.posts, row, fit))
-        for place in range(len(changed)):
-            new = _history(opened, changes_of.replaced(opened, row, changed.iloc[[place]]), row, fit)
-            out[place, 1:] = np.where((new == own) | (np.isnan(new) & np.isnan(own)), out[place, 1:], new)
-    if changes:
+    if past is not None:
+        own, new = past[-1], past[:-1]
+        out[:, 1:] = np.where((new == own) | (np.isnan(new) & np.isnan(own)), out[:, 1:], new)
+    if moved:
         out[:, 0] += _ridge(opened, row, fit, features, changed, values)
     return out
+
+
+def _past_labels(opened: Opened, row: int, fit: str, changed: pd.DataFrame) -> np.ndarray:
+    """(n_variants + 1, t - 1) past labels of author and tags, of the changed posts and last of the post itself."""
+    tables = [changes_of.replaced(opened, row, changed.iloc[[place]]) for place in range(len(changed))]
+    return np.array([_history(opened, posts, row, fit) for posts in (*tables, opened.posts)])
 
 
 def _history(opened: Opened, posts: pd.DataFrame, row: int, fit: str) -> np.ndarray:
