@@ -99,7 +99,9 @@ def _result(
     before = {name: opened.predictions[name][[row]] for name in predicted}
     change = opened.fuse(predicted) - opened.fuse(before)
     prediction, moves = opened.prediction[row] + change, models - pd.DataFrame(before).iloc[0]
-    table = pd.DataFrame([_told(variant) for variant in variants]) if any(variants) else pd.DataFrame(index=models.index)
+    table = (
+        pd.DataFrame([_told(variant) for variant in variants]) if any(variants) else pd.DataFrame(index=models.index)
+    )
     low, high = np.array([_range(opened, value) for value in prediction]).T
     table = table.assign(prediction=prediction, change=change, models_low=moves.min(axis=1), models_high=moves.max(axis=1),
                          low=low, high=high)  # fmt: skip
