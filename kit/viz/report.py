@@ -1,4 +1,4 @@
-"""One self-contained HTML page from a run: scores, figures, data quality, parameters, versions. No network, no scripts.
+"""One self-contained HTML page from a run: scores, figures, data quality, parameters, versions. No network.
 
 python -m kit.viz.report outputs/demo
 """
@@ -23,8 +23,13 @@ from kit.demo import make
 from kit.evaluation.table_one import limit_warning
 from kit.run.directory import Run
 from kit.run.marks import made_otherwise
+from kit.run.predictions import FUSED
 from kit.viz import tables
+from kit.viz.explore.page import grid
+from kit.viz.residuals import extremes
 
+GALLERY = {"over": "Predicted too high", "under": "Predicted too low", "median": "As wrong as half of the posts"}
+CARDS = 6  # posts of each
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 STUDIES = {  # table -> title and columns
     "oversampling": ("More weight for the tail", [
@@ -53,7 +58,7 @@ def write_report(run_dir: str | Path) -> Path:
         has_submission=(run.dir / "submission.csv").is_file(), cards=_cards(run, facts), fusion=_fusion(run),
         left_out=[read_json(path) for path in sorted((run.dir / "done").glob("*.left_out.json"))],
         ceiling=_ceiling(run, facts), table_one=_table_one(run), studies=_studies(run), quality=_read(run, "quality"),
-        shared=_shared(run),
+        shared=_shared(run), gallery=_gallery(run), explained=_explained(run),
         pictures={path.stem: base64.b64encode(path.read_bytes()).decode() for path in run.dir.glob("figures/*.png")},
         steps=steps, versions=_versions(steps),
     )  # fmt: skip
@@ -143,6 +148,26 @@ def _shared(run: Run) -> pd.DataFrame | None:
     worth = table[["src", "mae", "mae_median"]].round(3)
     worth.columns = ["SRC of its partners' label", "MAE", "MAE of the median"]
     return pd.concat([table[["shared"]], pd.DataFrame(parts).add_suffix(" posts"), worth], axis=1)
+
+
+def _gallery(run: Run) -> dict[str, Markup]:
+    """Some train posts that are predicted too high, too low and typically, as cards."""
+    if not (run.dir / FUSED).is_file():
+        return {}
+    posts, fused = run.posts(), pd.read_parquet(run.dir / FUSED)
+    posts = posts.assign(prediction=fused["prediction"].to_numpy())
+    posts = posts[posts["label"].notna() & posts["prediction"].notna()]
+    found = {}
+    for which, title in GALLERY.items():
+        rows = posts.iloc[extremes(posts["label"].to_numpy(), posts["prediction"].to_numpy(), which, CARDS)]
+        found[title] = Markup(grid(rows, rows["image_path"]))
+    return found
+
+
+def _explained(run: Run) -> Markup:
+    """What 08 says of some posts; it has escaped their texts."""
+    path = run.dir / "explained.html"
+    return Markup(path.read_text(encoding="utf-8")) if path.is_file() else Markup("")
 
 
 def _steps(run: Run) -> list[dict]:

@@ -7,6 +7,7 @@ from kit.base.errors import InputError
 from kit.base.files import write_json
 from kit.run.marks import RECORD_KEYS, STAMP_KEYS, done_path
 from kit.viz.report import write_report
+from tests import browser
 
 FACTS = {"n_train": 1234, "n_test": 5, "synthetic": False}
 
@@ -28,7 +29,7 @@ def _mark(run_dir, step, made_with, **changes):
 def test_an_empty_run_still_has_a_page(run_dir):
     page = write_report(run_dir).read_text()
     assert "1,234</b><span>train posts" in page and "no test part" in page and "synthetic" not in page
-    assert "<h2>" not in page and "Undefined" not in page
+    assert "<h2" not in page and 'href="#' not in page and "Undefined" not in page
     with pytest.raises(InputError, match="nothing to report"):
         write_report(run_dir / "..")
 
@@ -78,3 +79,36 @@ def test_the_fusion_stands_at_the_top(run_dir):
     assert "like the test part are folds by matched: 40% are by known authors." in page
     assert "0.6000</b><span>SRC of the fusion, ± 0.1414 over folds" in page and "2 by user" in page
     assert page.count('src="data:image/png;base64,cGljdHVyZQ=="') == 1 and "Words per title" in page
+
+
+@pytest.mark.parametrize("width", [1300, 400])
+@pytest.mark.skipif(not browser.CHROMIUM, reason=browser.WHY_NOT)
+def test_in_a_browser_nothing_fails_and_only_tables_scroll_sideways(finished, tmp_path, width):
+    with browser.chromium(tmp_path) as page:
+        page.resize(width, 900)
+        page.open((finished[1] / "report.html").as_uri())
+        page.wait_for("document.readyState === 'complete'", 60)
+        assert page.run("document.documentElement.scrollWidth <= window.innerWidth")
+        broken = "[...document.images].filter(one => !one.complete || !one.naturalWidth).map(one => one.alt)"
+        assert [alt for alt in page.run(broken) if alt != "no picture"] == []
+        anchors = (
+            "[...document.querySelectorAll('nav a')].map(one => !!document.querySelector(one.getAttribute('href')))"
+        )
+        assert all(page.run(anchors)) and len(page.run(anchors)) >= 8
+        assert page.run("document.querySelectorAll('#explained ~ .kx .big, .kx .big').length") == 5
+        cells = "[...document.querySelectorAll('.wide td')].filter(one => one.cellIndex)"
+        assert page.run(f"{cells}.filter(one => getComputedStyle(one).whiteSpace !== 'nowrap').length") == 0
+        column = """(() => {
+            const head = [...document.querySelectorAll('.wide th')].find(one => one.textContent === 'peak MB');
+            head.click();
+            return [...head.closest('table').tBodies[0].rows].map(row => +row.cells[3].textContent.replace(',', ''));
+        })()"""
+        seconds = page.run(column)
+        assert seconds == sorted(seconds) and page.run(column) == sorted(seconds, reverse=True)
+        assert page.errors == []
+
+
+def test_gallery_and_explained_posts_are_in_the_page(finished):
+    page = (finished[1] / "report.html").read_text()
+    assert page.count('class="post"') == 18 and page.count('class="big"') == 5
+    assert "Predicted too high" in page and "for any post" in page
