@@ -1,6 +1,7 @@
 """The whole chain on a small release: files, scores, a valid submission, a report; then nothing left to do."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 
 from kit.base import metrics
 from kit.pipeline.command import main
+from kit.run.block import Block
 from kit.run.directory import Run
 from kit.submission.files import validate_submission
 from tests import browser
@@ -108,6 +110,20 @@ def test_shuffled_labels_leave_nothing_to_find(tmp_path):
             assert abs(metrics.src(posts["label"][rows], table[name][rows])) < 4 / np.sqrt(rows.sum()), (scheme, name)
     scores = pd.read_csv(tmp_path / "run" / "tables" / "blend_scores.csv").query("scheme == 'user'")
     assert abs(scores["src"].mean()) < 4 / np.sqrt(320)
+
+
+def test_an_idea_becomes_a_row_of_table_1(finished, tmp_path):
+    """As README shows: a block from a notebook, named in 06.sets."""
+    arguments, run_dir = finished[0].copy(), shutil.copytree(finished[1], tmp_path / "run", symlinks=True)
+    arguments[arguments.index("--out") + 1] = str(run_dir)
+    run = Run.open(run_dir, write=True)
+    asks = run.posts()["Title"].str.contains("dog").to_numpy(np.float32)
+    run.write_block(Block("mine", asks[:, None], ["title_dog"], source="my idea"))
+    assert main([*arguments, "--only", "06", "--set=06.sets=statistic,statistic+mine"]) == 0
+    rows = pd.read_csv(run_dir / "tables" / "table_1.csv").query("scheme == 'user'").set_index("features")
+    assert rows.loc["statistic+mine", ["fusion_src", "fusion_mae"]].notna().all()
+    gains = pd.read_csv(run_dir / "tables" / "table_1_gains.csv")
+    assert "statistic+mine" in set(gains["features"])
 
 
 def test_learns_something(finished):

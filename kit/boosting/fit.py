@@ -105,10 +105,7 @@ def fit_folds(
     params = learner_of(training.model).settings(training.params, len(block.columns))
     device = device_for(training.model, machine.device, len(target))
     settings = asdict(training) | {"params": params, "device": device}
-    plain = posts.drop(
-        columns=posts.columns[posts.columns.str.endswith("_vector")]
-    )  # of old releases: they teach by the block
-    post_hashes = pd.util.hash_pandas_object(plain, index=False).to_numpy()
+    post_hashes = _post_hashes(posts)
     store = Store(out_dir, settings, block, target, folds, post_hashes)
     teachers = TaughtColumns(
         block, target, posts, post_hashes, training.seed, taught_dir or (out_dir and out_dir / "taught")
@@ -206,10 +203,7 @@ def load_fold(
     Raises:
         InputError: the model is not there.
     """
-    paths = {out_dir / f"{name}{learner.suffix}": learner for learner in kinds()}
-    path, learner = next(((path, learner) for path, learner in paths.items() if path.is_file()), (None, None))
-    if path is None:
-        raise InputError(f"no model {name} in {out_dir}: ./run_all.sh --force 06 fits and keeps it again")
+    path, learner = _kept_model(out_dir, name)
     if taught is None:
         taught = kept_taught(out_dir, name, taught_dir)
     n_posts = len(block.values)
@@ -222,6 +216,49 @@ def kept_taught(out_dir: Path, name: str = "final", taught_dir: Path | None = No
     with np.load(out_dir / f"{name}.npz") as stored:
         kept = str(stored["taught"])
     return np.load((taught_dir or out_dir / "taught") / kept) if kept else None
+
+
+def load_final(
+    block: Block, target: np.ndarray, folds: np.ndarray, posts: pd.DataFrame, training: Training, machine: Machine,
+    out_dir: Path, taught_dir: Path,
+) -> Any:  # fmt: skip
+    """The kept model on all train posts, for more posts than it was fitted with: its ``predict(rows)`` as of `load_fold`.
+
+    Columns taught by labels are made anew over all posts. So is what keeps predictions instead of a model, in closed form.
+
+    Args:
+        block, target, folds, posts: as for `fit_folds`, the further posts behind the others, TEST among the folds.
+        training, machine: as the model was fitted.
+        out_dir: as given to `fit_folds`.
+        taught_dir: where taught columns are kept for other models of the block.
+
+    Raises:
+        InputError: the model is not there.
+    """
+    path, _ = _kept_model(out_dir, "final")
+    teachers = TaughtColumns(block, target, posts, _post_hashes(posts), training.seed, taught_dir)
+    params = learner_of(training.model).settings(training.params, len(block.columns))
+    fitter = _Fitter(block, target, posts, training, params, machine.threads_of_fit(len(folds)), "cpu", teachers)
+    side = TrainingSide(np.flatnonzero(folds != TEST), np.ones(len(folds)), np.ones(len(folds)))
+    learner, _ = fitter._learner(side, side.rows)
+    if learner.needs_taught:
+        learner.fit(side.rows, 1)
+        return learner
+    return learner.load(path)
+
+
+def _kept_model(out_dir: Path, name: str) -> tuple[Path, type]:
+    """The file of a kept model, and its learner."""
+    found = ((path, kind) for kind in kinds() if (path := out_dir / f"{name}{kind.suffix}").is_file())
+    if (kept := next(found, None)) is None:
+        raise InputError(f"no model {name} in {out_dir}: ./run_all.sh --force 06 fits and keeps it again")
+    return kept
+
+
+def _post_hashes(posts: pd.DataFrame) -> np.ndarray:
+    """(n_posts,) a hash of each row; vectors of old releases, which teach by the block, are left out."""
+    plain = posts.drop(columns=posts.columns[posts.columns.str.endswith("_vector")])
+    return pd.util.hash_pandas_object(plain, index=False).to_numpy()
 
 
 def _data(block: Block, target: np.ndarray, *authors: Any) -> Data:

@@ -10,6 +10,7 @@ than those of other posts. ``kit.clip_ft.cross_fit`` replaces them by those of m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from kit.base.progress import progress
 from kit.clip_ft.model import ClipFT, Similarities, class_losses
 from kit.clip_ft.texts import TextBank
 from kit.clip_ft.train import EVAL_BATCH, HEADS, TERMS, TrainingData, batches, model_inputs
-from kit.encoders.pca import reduce_pca
+from kit.encoders.pca import apply_pca, fit_pca
 from kit.run.block import Block
 
 OWN = ("p_y", "p_local_y", "logit_visual_y", "logit_textual_y")
@@ -93,22 +94,25 @@ def export_posts(
 
 
 def compact_block(
-    export: Export, train_rows: np.ndarray, n_components: int = 32, cosine: bool = True, external: str = ""
-) -> Block:
+    export: Export, train_rows: np.ndarray, n_components: int = 32, cosine: bool = True, external: str = "",
+    pca: Mapping[str, np.ndarray] | None = None,
+) -> Block:  # fmt: skip
     """Block ``clip_ft``: the scores, and x~ and the text features reduced by PCA fitted on training rows.
 
     Without ``cosine`` the image-text cosine stays out, as it should for towers trained on the training rows themselves.
-    ``external`` is that of the towers.
+    ``external`` is that of the towers, ``pca`` that of an earlier block, for further posts; None fits it.
     """
-    image = reduce_pca(export.image, train_rows, n_components)
-    text = reduce_pca(export.text, train_rows, n_components)
+    features = {"image": export.image, "text": export.text}
+    pca = dict(pca or {kind: fit_pca(values, train_rows, n_components) for kind, values in features.items()})
+    image, text = (apply_pca(values, pca[kind]) for kind, values in features.items())
     kept = [i for i, name in enumerate(SCORES) if cosine or name != "image_text_cosine"]
     columns = [*(SCORES[i] for i in kept), *(f"image_pc_{i:02d}" for i in range(image.shape[1]))]
     columns += [f"text_pc_{i:02d}" for i in range(text.shape[1])]
     source = (
         "CLIP_FT, compact (not Eq. 11): own-class similarities, ranks, entropies; PCA of x~ and of the text feature"
     )
-    return Block("clip_ft", np.hstack([export.scores[:, kept], image, text]), columns, source=source, external=external)
+    values = np.hstack([export.scores[:, kept], image, text])
+    return Block("clip_ft", values, columns, source=source, external=external, pca=pca)
 
 
 def full_columns(dim: int) -> list[str]:

@@ -23,7 +23,7 @@ from kit.run.block import Block
 def baseline_block(
     name: str, posts: pd.DataFrame, texts: Sequence[str], shard_dir: str | Path, *, train_rows: np.ndarray,
     components: int = 32, models: Mapping[str, str] | None = None, weights_dir: str | Path = WEIGHTS_DIR,
-    download: bool = False, max_bad_share: float = 0.2, **options: Any,
+    download: bool = False, max_bad_share: float = 0.2, pca: Mapping[str, np.ndarray] | None = None, **options: Any,
 ) -> Block:  # fmt: skip
     """Block of a baseline: principal components of its image and text features, and for BLIP their cosine.
 
@@ -39,6 +39,7 @@ def baseline_block(
         models: network -> model, e.g. ``{"resnet": "resnet101", "bert": "local-dir:FOLDER"}``; see ``NETWORKS``.
         download: fetch weights that are not on this computer.
         max_bad_share: share of unreadable images above which the call fails.
+        pca: of an earlier block, for further posts; None fits it.
         options: ``precision``, ``device``, ``cpus``, ``batch_size``, ``shard_size`` of ``kit.encoders.bulk``.
     Returns:
         Columns ``<name>_image_00`` ..., NaN where the image could not be read, and ``<name>_text_00`` ..., as far as the
@@ -68,7 +69,7 @@ def baseline_block(
         text_emb = encode_texts(texts, encoder, shard_dir / f"{network}_texts", **options)
     return clip_block(
         image_emb, text_emb, image_ok, train_rows, components, cosine=baseline.joint, name=name,
-        source=credit(name, models), external=credit(name, models).replace("frozen", "pre-trained", 1),
+        source=credit(name, models), external=credit(name, models).replace("frozen", "pre-trained", 1), pca=pca,
     )  # fmt: skip
 
 

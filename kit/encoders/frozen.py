@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from kit.encoders.pca import reduce_pca
+from kit.encoders.pca import apply_pca, fit_pca
 from kit.run.block import Block
 
 
 def clip_block(
     image_emb: np.ndarray | None, text_emb: np.ndarray | None, image_ok: np.ndarray | None, train_rows: np.ndarray,
     components: int, cosine: bool = True, name: str = "clip", source: str = "frozen CLIP", external: str = "",
+    pca: Mapping[str, np.ndarray] | None = None,
 ) -> Block:  # fmt: skip
     """Block ``clip``, or that of another encoder: principal components of both embeddings, and their cosine.
 
@@ -24,12 +27,14 @@ def clip_block(
         name: of the block; its columns begin with it.
         source: whose embeddings these are.
         external: the pre-trained models they come from; "" for a model trained on the run's own posts.
+        pca: of an earlier block, for further posts; None fits it.
     """
-    parts = {}
+    parts, pca = {}, dict(pca or {})
     given = {kind: values for kind, values in (("image", image_emb), ("text", text_emb)) if values is not None}
     for kind, values in given.items():
-        fit_rows = train_rows[image_ok[train_rows]] if kind == "image" else train_rows
-        reduced = reduce_pca(values, fit_rows, components) if components else np.asarray(values, dtype=np.float32)
+        if components and kind not in pca:
+            pca[kind] = fit_pca(values, train_rows[image_ok[train_rows]] if kind == "image" else train_rows, components)
+        reduced = apply_pca(values, pca[kind]) if kind in pca else np.asarray(values, dtype=np.float32)
         parts[kind] = np.where(image_ok[:, None], reduced, np.nan) if kind == "image" else reduced
     columns = [f"{name}_{kind}_{i:02d}" for kind, values in parts.items() for i in range(values.shape[1])]
     if cosine and len(given) == 2:
@@ -37,7 +42,7 @@ def clip_block(
         columns.append(f"{name}_cosine")
     values = np.column_stack(list(parts.values())).astype(np.float32)
     source += ": embeddings of " + " and ".join(given) + (", and their cosine" if "cosine" in parts else "")
-    return Block(name, values, columns, [], source, external)
+    return Block(name, values, columns, [], source, external, pca=pca)
 
 
 def image_text_cosine(image_emb: np.ndarray, text_emb: np.ndarray, image_ok: np.ndarray) -> np.ndarray:

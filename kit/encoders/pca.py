@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+CHUNK = 16384  # rows at a time
 
-def reduce_pca(values: np.ndarray, fit_rows: np.ndarray, n_components: int, chunk: int = 16384) -> np.ndarray:
-    """(n, min(n_components, d)) float32 principal components, fitted on ``fit_rows`` alone; rows with NaN stay NaN.
+
+def fit_pca(values: np.ndarray, fit_rows: np.ndarray, n_components: int, chunk: int = CHUNK) -> np.ndarray:
+    """(1 + min(n_components, d), d) float64: the mean of ``fit_rows`` and their principal components; NaN rows do not count.
 
     Mean and covariance are summed up chunk by chunk, so ``values`` may be a memory map. The sign of a component is
     such that its largest loading is positive.
@@ -21,8 +23,18 @@ def reduce_pca(values: np.ndarray, fit_rows: np.ndarray, n_components: int, chun
     _, vectors = np.linalg.eigh(outer / max(count, 1) - np.outer(mean, mean))
     components = vectors[:, ::-1][:, :n_components]
     components = components * np.sign(components[np.abs(components).argmax(axis=0), np.arange(components.shape[1])])
+    return np.vstack([mean, components.T])
+
+
+def apply_pca(values: np.ndarray, pca: np.ndarray, chunk: int = CHUNK) -> np.ndarray:
+    """(n, n_components) float32 from what ``fit_pca`` returns; rows with NaN stay NaN."""
     parts = [
-        ((np.asarray(values[start : start + chunk], np.float64) - mean) @ components).astype(np.float32)
+        ((np.asarray(values[start : start + chunk], np.float64) - pca[0]) @ pca[1:].T).astype(np.float32)
         for start in range(0, len(values), chunk)
     ]
     return np.concatenate(parts)
+
+
+def reduce_pca(values: np.ndarray, fit_rows: np.ndarray, n_components: int, chunk: int = CHUNK) -> np.ndarray:
+    """(n, min(n_components, d)) float32 principal components, fitted on ``fit_rows`` alone."""
+    return apply_pca(values, fit_pca(values, fit_rows, n_components, chunk), chunk)

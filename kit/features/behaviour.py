@@ -120,8 +120,9 @@ class AuthorContext(Context):
 
 
 def behaviour_block(
-    posts: pd.DataFrame, families: Iterable[str] | None = None, *, dim: int = 32, n_top_tags: int = 200, seed: int = 0
-) -> Block:
+    posts: pd.DataFrame, families: Iterable[str] | None = None, *, dim: int = 32, n_top_tags: int = 200, seed: int = 0,
+    n_known: int | None = None,
+) -> Block:  # fmt: skip
     """Block "behaviour": (n_posts, d) float32 about the authors of the posts.
 
     Args:
@@ -130,6 +131,7 @@ def behaviour_block(
         dim: columns of the tag-sequence vectors.
         n_top_tags: most frequent tags that keep a code of their own among the first tags of a post.
         seed: of the randomised SVD.
+        n_known: the first so many posts are those that models were taught with; see `Context`.
 
     Returns:
         Without columns that are constant, or whose test values mostly lie outside the range seen in train.
@@ -137,7 +139,7 @@ def behaviour_block(
     Raises:
         InputError: a family is unknown, none is chosen, or no column varies.
     """
-    return block_of("behaviour", FAMILIES, families, AuthorContext(posts, dim, n_top_tags, seed))
+    return block_of("behaviour", FAMILIES, families, AuthorContext(posts, dim, n_top_tags, seed, n_known))
 
 
 # --- tags -------------------------------------------------------------------------------------------------------------
@@ -152,13 +154,16 @@ def tag_sequence(context: AuthorContext) -> pd.DataFrame:
     Source: tag sequences per user in Alonso's 2026 code, with Word2Vec (size 32, window 6, min_count 5).
     """
     long, n_posts = context.long_tags, len(context.posts)
-    n_with = np.bincount(long["tag"], minlength=1)
+    n_with = np.bincount(words.known_uses(long, context.n_known)["tag"], minlength=context.n_tags)
     turn = np.empty(n_posts, dtype=np.int64)
     turn[np.lexsort((context.time, context.posts["Postdate"].isna(), context.author))] = np.arange(n_posts)
     used = long[n_with[long["tag"]] >= MIN_TAG_POSTS]
     used = used.iloc[np.argsort(turn[used["row"]], kind="stable")]
+    taught = words.known_uses(used, context.n_known)
+    vectors = words.sequence_vectors(
+        context.author[taught["row"]], taught["tag"].to_numpy(), context.svd_dim, context.seed
+    )
     author, tag = context.author[used["row"]], used["tag"].to_numpy()
-    vectors = words.sequence_vectors(author, tag, context.svd_dim, context.seed)
     uses = sparse.csr_matrix((np.ones(len(tag)), (author, tag)), shape=(context.n_authors, len(vectors)))
     mean = (normalize(uses, norm="l1") @ vectors).astype(np.float32)
     mean[np.diff(uses.indptr) == 0] = np.nan

@@ -22,20 +22,25 @@ OUTSIDE_SHARE = 0.5  # of the test posts may lie outside a column's train range 
 
 @dataclass(frozen=True)
 class Context:
-    """The posts table with the settings of the families; what several families need is computed once."""
+    """The posts table with the settings of the families; what several families need is computed once.
+
+    The first `n_known` posts (None: all) give codes, vocabularies and decompositions, so that columns of further posts mean
+    what they meant to the models; then no column is left out. Counts are of all posts.
+    """
 
     posts: pd.DataFrame
     svd_dim: int
     n_top_tags: int
     seed: int
+    n_known: int | None = None
 
     @cached_property
     def long_tags(self) -> pd.DataFrame:
-        return words.long_tags(self.posts["Alltags"])
+        return words.long_tags(self.posts["Alltags"], self.n_known)
 
     @cached_property
     def tag_matrix(self) -> sparse.csr_matrix:
-        return words.tag_matrix(self.long_tags, len(self.posts))
+        return words.tag_matrix(self.long_tags, len(self.posts), n_known=self.n_known)
 
 
 C = TypeVar("C", bound=Context)
@@ -69,6 +74,9 @@ def block_of(
         *((family, known[family](context)) for family in families),
         *(("", frame) for frame in extra),
     ]:
+        if context.n_known is not None:  # models have settled which columns there are
+            frames.append(frame)
+            continue
         learnt = as_learnt(frame, split, family in ("posting_time", ""))
         frames.append(varying(learnt))
         dropped |= dict.fromkeys(frame.columns.difference(learnt.columns, sort=False), OUTSIDE)

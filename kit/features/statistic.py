@@ -30,6 +30,7 @@ def statistic_block(
     n_top_tags: int = 200,
     use_pid: bool = False,
     seed: int = 0,
+    n_known: int | None = None,
 ) -> Block:
     """Block "statistic": (n_posts, d) float32 from the six official files alone.
 
@@ -40,6 +41,7 @@ def statistic_block(
         n_top_tags: of the most frequent tags, which get a 0/1 column each.
         use_pid: adds the number in Pid; an artefact of how the release was ordered, for experiments only.
         seed: of the randomised SVDs.
+        n_known: the first so many posts are those that models were taught with; see `Context`.
 
     Returns:
         Columns that are constant over all posts are dropped: a release without geo or profile data costs nothing. So
@@ -53,7 +55,7 @@ def statistic_block(
     if use_pid:
         number = pd.to_numeric(posts["Pid"].str.extract(r"(\d+)$")[0], errors="coerce")
         extra.append(pd.DataFrame({"pid": number.astype(np.float32)}))
-    return block_of("statistic", FAMILIES, families, Context(posts, svd_dim, n_top_tags, seed), extra)
+    return block_of("statistic", FAMILIES, families, Context(posts, svd_dim, n_top_tags, seed, n_known), extra)
 
 
 def profile(context: Context) -> pd.DataFrame:
@@ -148,7 +150,7 @@ def text_shape(context: Context) -> pd.DataFrame:
 
 def category(context: Context) -> pd.DataFrame:
     """Category ids, time zone and media type as codes ordered by frequency. Source: HyFea, USTC."""
-    return pd.DataFrame({f"{c}_code": words.frequency_codes(context.posts[c]) for c in CODED})
+    return pd.DataFrame({f"{c}_code": words.frequency_codes(context.posts[c], context.n_known) for c in CODED})
 
 
 def counts(context: Context) -> pd.DataFrame:
@@ -178,23 +180,24 @@ def top_tags(context: Context) -> pd.DataFrame:
 
 def title_svd(context: Context) -> pd.DataFrame:
     """TF-IDF of title words, reduced; in scripts without spaces of runs of characters, in mixed titles of both."""
-    titles, dim, seed = context.posts["Title"], context.svd_dim, context.seed
-    unspaced, frames = words.unspaced_share(titles), []
+    titles, dim, seed, n_known = context.posts["Title"], context.svd_dim, context.seed, context.n_known
+    unspaced, frames = words.unspaced_share(titles.iloc[:n_known]), []
     if unspaced <= words.MIXED[1]:
-        frames.append(numbered("title_svd", words.tfidf_svd(titles, dim, seed)))
+        frames.append(numbered("title_svd", words.tfidf_svd(titles, dim, seed, n_known=n_known)))
     if unspaced >= words.MIXED[0]:
-        frames.append(numbered("title_char_svd", words.tfidf_svd(titles, dim, seed, "char")))
+        frames.append(numbered("title_char_svd", words.tfidf_svd(titles, dim, seed, "char", n_known)))
     return pd.concat(frames, axis=1)
 
 
 def tags_svd(context: Context) -> pd.DataFrame:
     """TF-IDF of tags, reduced; see `words.tag_svd`."""
-    return numbered("tags_svd", words.tag_svd(context.tag_matrix, context.svd_dim, context.seed))
+    return numbered("tags_svd", words.tag_svd(context.tag_matrix, context.svd_dim, context.seed, context.n_known))
 
 
 def tag_neighbours(context: Context) -> pd.DataFrame:
     """Mean vector of the post's tags, which holds their company; see `words.tag_neighbours`."""
-    return numbered("tag_neighbours", words.tag_neighbours(context.tag_matrix, context.svd_dim, context.seed))
+    vectors = words.tag_neighbours(context.tag_matrix, context.svd_dim, context.seed, context.n_known)
+    return numbered("tag_neighbours", vectors)
 
 
 def description(context: Context) -> pd.DataFrame:
@@ -202,13 +205,13 @@ def description(context: Context) -> pd.DataFrame:
     frames = []
     for column in ("user_description", "location_description"):
         dim, vectors = context.svd_dim // 2, context.posts.get(f"{column}_vector")
-        if vectors is not None and vectors.notna().any():
+        if vectors is not None and vectors.iloc[: context.n_known].notna().any():
             given = vectors.notna().to_numpy()
             dense = np.zeros((len(vectors), len(vectors[given].iloc[0])), dtype=np.float32)
             dense[given] = np.stack(vectors[given].to_numpy())
-            reduced = words.truncated_svd(sparse.csr_matrix(dense), dim, context.seed)
+            reduced = words.truncated_svd(sparse.csr_matrix(dense), dim, context.seed, context.n_known)
         else:
-            reduced = words.tfidf_svd(context.posts[column], dim, context.seed)
+            reduced = words.tfidf_svd(context.posts[column], dim, context.seed, n_known=context.n_known)
         frames.append(numbered(f"{column}_svd", reduced))
     return pd.concat(frames, axis=1)
 

@@ -32,37 +32,53 @@ MIXED = 0.1, 0.9  # share of unspaced letters from which characters, and up to w
 SVD_ITERATIONS = 4  # of the randomised range finder; more changes the leading components no longer
 
 
-def long_tags(alltags: pd.Series) -> pd.DataFrame:
+def long_tags(alltags: pd.Series, n_known: int | None = None) -> pd.DataFrame:
     """One row per (post, distinct tag): columns `row`, `tag` (code, 0 = most frequent) and `place` (0 = first in the post).
 
     Args:
         alltags: (n_posts,) tags separated by spaces, "" for none; compared in lower case.
+        n_known: so many posts at the beginning give the codes; tags of later ones alone come after them. None: all.
     """
     words = alltags.reset_index(drop=True).str.lower().str.split().explode().dropna()
     row = words.index.to_numpy()
     starts = np.flatnonzero(np.r_[True, row[1:] != row[:-1]]) if len(row) else np.empty(0, dtype=int)
     place = np.arange(len(row)) - np.repeat(starts, np.diff(np.r_[starts, len(row)]))
-    long = pd.DataFrame({"row": row, "tag": frequency_codes(words), "place": place})
+    tag = frequency_codes(words, len(row) if n_known is None else int(np.searchsorted(row, n_known)))
+    tag[tag < 0] = tag.max(initial=-1) + 1 + pd.factorize(words[tag < 0])[0]
+    long = pd.DataFrame({"row": row, "tag": tag, "place": place})
     return long.drop_duplicates(["row", "tag"], ignore_index=True)
 
 
-def frequency_codes(values: pd.Series, min_count: int = 1) -> np.ndarray:
-    """Integer codes (n,) int64: 0 for the most frequent value, ties in the values' order; -1 below min_count and for ""."""
+def frequency_codes(values: pd.Series, n_known: int | None = None) -> np.ndarray:
+    """Integer codes (n,) int64: 0 for the most frequent of the first n_known values (None: all), ties in the values' order.
+
+    -1 for "" and for a value that is not among the first n_known.
+    """
     values = values.astype("object").where(values.notna(), "")
-    counts = values[values != ""].value_counts()
-    counts = counts[counts >= min_count].sort_index().sort_values(ascending=False, kind="stable")
+    known = values.iloc[:n_known]
+    counts = known[known != ""].value_counts().sort_index().sort_values(ascending=False, kind="stable")
     return counts.index.get_indexer(values)
 
 
-def tag_matrix(long: pd.DataFrame, n_posts: int, min_posts: int = 2) -> sparse.csr_matrix:
-    """(n_posts, n_tags) float32 of 0/1: which post has which tag, for tags of at least min_posts posts, commonest first."""
-    n_tags = int((np.bincount(long["tag"]) >= min_posts).sum()) if len(long) else 0
+def tag_matrix(long: pd.DataFrame, n_posts: int, min_posts: int = 2, n_known: int | None = None) -> sparse.csr_matrix:
+    """(n_posts, n_tags) float32 of 0/1: which post has which tag, for tags of at least min_posts posts, commonest first.
+
+    Only the first n_known posts count (None: all).
+    """
+    n_tags = int((np.bincount(known_uses(long, n_known)["tag"], minlength=1) >= min_posts).sum())
     kept = long[long["tag"] < n_tags]
     ones = np.ones(len(kept), dtype=np.float32)
     return sparse.csr_matrix((ones, (kept["row"], kept["tag"])), shape=(n_posts, n_tags))
 
 
-def title_terms(texts: pd.Series, longest: int = 1, unit: str = "word") -> sparse.csr_matrix:
+def known_uses(long: pd.DataFrame, n_known: int | None) -> pd.DataFrame:
+    """The rows of `long_tags` that belong to the first n_known posts; None for all."""
+    return long if n_known is None else long[long["row"] < n_known]
+
+
+def title_terms(
+    texts: pd.Series, longest: int = 1, unit: str = "word", n_known: int | None = None
+) -> sparse.csr_matrix:
     """(n, n_terms) float32: which text has which word (0/1), or how often which run of characters.
 
     Args:
@@ -70,26 +86,35 @@ def title_terms(texts: pd.Series, longest: int = 1, unit: str = "word") -> spars
         longest: units in a term, at most.
         unit: "word": terms of at least two distinct texts. "char": terms of at least three; for scripts without spaces,
             where a whole title counts as one word.
+        n_known: the first so many texts give the terms; None: all.
     """
     code, distinct = pd.factorize(texts.astype("object").where(texts.notna(), ""))
+    n_distinct = len(distinct) if n_known is None else int(code[:n_known].max(initial=-1)) + 1
     least = {"word": 2, "char": 3}[unit]
     counter = CountVectorizer(
         analyzer=unit,
         ngram_range=(1, longest),
-        min_df=min(least, len(distinct)),
+        min_df=min(least, n_distinct),
         max_features=MAX_TERMS[unit],
         binary=unit == "word",
         dtype=np.float32,
     )
     try:
-        return counter.fit_transform(distinct)[code]
+        return (
+            counter.fit_transform(distinct)
+            if n_known is None
+            else counter.fit(distinct[:n_distinct]).transform(distinct)
+        )[code]
     except ValueError:  # sklearn's way to say that no term is common enough
         return sparse.csr_matrix((len(texts), 0), dtype=np.float32)
 
 
-def tfidf(terms: sparse.csr_matrix) -> sparse.csr_matrix:
-    """TF-IDF with 1 + log(count) for a count; a matrix without entries as it is."""
-    return TfidfTransformer(sublinear_tf=True).fit_transform(terms) if terms.nnz else terms
+def tfidf(terms: sparse.csr_matrix, n_known: int | None = None) -> sparse.csr_matrix:
+    """TF-IDF with 1 + log(count) for a count, its document frequencies those of the first n_known rows (None: of all).
+
+    A matrix without entries as it is.
+    """
+    return TfidfTransformer(sublinear_tf=True).fit(terms[:n_known]).transform(terms) if terms.nnz else terms
 
 
 def unspaced_share(texts: pd.Series) -> float:
@@ -98,20 +123,21 @@ def unspaced_share(texts: pd.Series) -> float:
     return n_unspaced / max(1, texts.fillna("").str.count(f"[{''.join(SCRIPTS.values())}]").sum())
 
 
-def tfidf_svd(texts: pd.Series, dim: int, seed: int, unit: str = "word") -> np.ndarray:
+def tfidf_svd(texts: pd.Series, dim: int, seed: int, unit: str = "word", n_known: int | None = None) -> np.ndarray:
     """(n, dim) float32: truncated SVD of the TF-IDF of words and pairs of words, or of runs of characters.
 
     Source: HyFea's `get_data_feature.py` (TF-IDF of 1- and 2-grams, SVD 20, fitted on train and test together).
     """
-    return truncated_svd(tfidf(title_terms(texts, {"word": 2, "char": LONGEST_RUN}[unit], unit)), dim, seed)
+    terms = title_terms(texts, {"word": 2, "char": LONGEST_RUN}[unit], unit, n_known)
+    return truncated_svd(tfidf(terms, n_known), dim, seed, n_known)
 
 
-def tag_svd(tags: sparse.csr_matrix, dim: int, seed: int) -> np.ndarray:
+def tag_svd(tags: sparse.csr_matrix, dim: int, seed: int, n_known: int | None = None) -> np.ndarray:
     """(n_posts, dim) float32: truncated SVD of the TF-IDF of tags. Source: HyFea, as `tfidf_svd`."""
-    return truncated_svd(tfidf(tags), dim, seed)
+    return truncated_svd(tfidf(tags, n_known), dim, seed, n_known)
 
 
-def tag_neighbours(tags: sparse.csr_matrix, dim: int, seed: int) -> np.ndarray:
+def tag_neighbours(tags: sparse.csr_matrix, dim: int, seed: int, n_known: int | None = None) -> np.ndarray:
     """(n_posts, dim) float32: mean of tag vectors that hold which tags are used together.
 
     Vectors are the SVD of the positive pointwise mutual information of tags within posts, the closed form of skip-gram.
@@ -120,8 +146,9 @@ def tag_neighbours(tags: sparse.csr_matrix, dim: int, seed: int) -> np.ndarray:
     """
     if not tags.nnz:
         return np.zeros((tags.shape[0], dim), dtype=np.float32)
-    n_posts_of = np.asarray(tags.sum(axis=0)).ravel()
-    return normalize(tags, norm="l1") @ truncated_svd(ppmi(tags.T @ tags, n_posts_of, tags.shape[0]), dim, seed)
+    known = tags[:n_known]
+    n_posts_of = np.asarray(known.sum(axis=0)).ravel()
+    return normalize(tags, norm="l1") @ truncated_svd(ppmi(known.T @ known, n_posts_of, known.shape[0]), dim, seed)
 
 
 def ppmi(together: sparse.spmatrix, count: np.ndarray, total: float) -> sparse.csr_matrix:
@@ -160,14 +187,17 @@ def sequence_vectors(sequence: np.ndarray, tag: np.ndarray, dim: int, seed: int,
     return truncated_svd(ppmi(together, company, company.sum()), dim, seed)
 
 
-def truncated_svd(matrix: sparse.csr_matrix, dim: int, seed: int) -> np.ndarray:
-    """(n, dim) float32 left singular vectors times singular values; columns that the matrix cannot fill are zero."""
-    out = np.zeros((matrix.shape[0], dim), dtype=np.float32)
-    rank = min(dim, min(matrix.shape) - 1)
-    if rank > 0 and matrix.nnz:
+def truncated_svd(matrix: sparse.csr_matrix, dim: int, seed: int, n_known: int | None = None) -> np.ndarray:
+    """(n, dim) float32 left singular vectors times singular values; columns that the matrix cannot fill are zero.
+
+    The decomposition is that of the first n_known rows (None: of all).
+    """
+    out, known = np.zeros((matrix.shape[0], dim), dtype=np.float32), matrix[:n_known]
+    rank = min(dim, min(known.shape) - 1)
+    if rank > 0 and known.nnz:
         svd = TruncatedSVD(rank, algorithm="randomized", n_iter=SVD_ITERATIONS, random_state=seed)
         with np.errstate(invalid="ignore"):  # its share of explained variance is 0/0 where all rows are alike
-            out[:, :rank] = svd.fit_transform(matrix)
+            out[:, :rank] = svd.fit_transform(matrix) if n_known is None else svd.fit(known).transform(matrix)
     return out
 
 

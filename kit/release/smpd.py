@@ -87,6 +87,17 @@ def read_release(path: str | Path) -> pd.DataFrame:
     parts = [_read_part(root, "train")]
     if _has_part(root, "test"):
         parts.append(_read_part(root, "test"))
+    return _posts_table(parts, root)
+
+
+def read_test_part(path: str | Path) -> pd.DataFrame:
+    """The test part of a release as ``read_release`` gives it; a train part may be missing, and is not read."""
+    root = _open_folder(Path(path))
+    return _posts_table([_read_part(root, "test")], root)
+
+
+def _posts_table(parts: list[tuple[pd.DataFrame, dict[str, Column]]], root: Path) -> pd.DataFrame:
+    """The posts of all parts, their columns typed."""
     posts = pd.concat([checked for checked, _ in parts], ignore_index=True)
     _refuse_duplicates(posts, root)
     columns, faults = type_columns({name: join_columns([given.pop(name) for _, given in parts]) for name in GIVEN})

@@ -22,6 +22,7 @@ class Block:
         source: where the numbers come from, for the report.
         external: what from outside the release they rest on, in words (pre-trained weights, crawled data); "" for nothing.
         dropped: columns that were made and left out, and why; not kept on disk.
+        pca: what embeddings were reduced with ("image", "text"), for the columns of further posts; see ``kit.encoders.pca``.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Block:
     source: str = ""
     external: str = ""
     dropped: dict[str, str] = field(default_factory=dict)
+    pca: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.values.shape[1] != len(self.columns):

@@ -38,6 +38,7 @@ from kit.run.marks import left_out_path, withdraw_marks, write_record
 from kit.run.scratch import original_of
 
 LISTED = 20  # files that a step names at its end
+PCA = "pca.npz"  # in the folder of a block: what its embeddings were reduced with
 ABSENT = "absent.json"  # in the folder of a block that could not be made: why
 
 
@@ -115,6 +116,9 @@ class Run:
         shutil.rmtree(self.folder(f"blocks/{block.name}"))
         with atomic_path(self.output(f"blocks/{block.name}/values.npy")) as temporary:
             np.save(temporary, block.values)
+        if block.pca:
+            with atomic_path(self.output(f"blocks/{block.name}/{PCA}")) as temporary:
+                np.savez(temporary, **block.pca)
         self._write_meta(block, imported)
 
     @contextlib.contextmanager
@@ -157,8 +161,13 @@ class Run:
                 f"block '{name}' was made for other posts than {self.dir / 'posts.parquet'} holds: "
                 "run the step that writes it again"
             )
-        values = np.load(folder / "values.npy", mmap_mode="r")
-        return Block(name, values, meta["columns"], meta["categorical"], meta["source"], meta.get("external", ""))
+        values, pca = np.load(folder / "values.npy", mmap_mode="r"), {}
+        if (folder / PCA).is_file():
+            with np.load(folder / PCA) as kept:
+                pca = dict(kept)
+        return Block(
+            name, values, meta["columns"], meta["categorical"], meta["source"], meta.get("external", ""), pca=pca
+        )
 
     def drop_block(self, name: str, reason: str = "") -> None:
         """Remove a block that this step does not make, so that no later step reads a left-over; and note why.

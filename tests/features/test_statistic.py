@@ -1,5 +1,6 @@
 """Statistic and external blocks: no label in, no Pid in, and every family against an obvious re-writing."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from kit.base.errors import InputError
 from kit.features import statistic, words
+from kit.features.behaviour import behaviour_block
 from kit.features.external import external_block
 from kit.features.families import Context
 from kit.features.statistic import FAMILIES, statistic_block
@@ -229,3 +231,23 @@ def test_blocks_join_side_by_side():
         join_blocks([one, Block("c", np.ones((3, 1), dtype=np.float32), ["c"])])
     with pytest.raises(InputError, match="no block"):
         join_blocks([])
+
+
+@pytest.mark.parametrize("make", [statistic_block, behaviour_block])
+def test_further_posts_change_no_code_and_no_decomposition(make):
+    """What a column means is settled by the posts that models were taught with; only counts see the others."""
+    known, further = tiny_posts(), tiny_posts(n_train=0, n_test=50, seed=7)
+    further["Pid"], further["Alltags"] = "new" + further["Pid"], further["Alltags"] + " unheard-of"
+    further["Category"] = pd.Categorical(["unseen"] * 50)
+    posts = pd.concat([known.astype({"Category": object}), further.astype({"Category": object})], ignore_index=True)
+    alone, joint = make(known), make(posts, n_known=len(known))
+    assert set(alone.columns) <= set(joint.columns)
+    fixed = re.compile(r".*(_code|_svd_\d+|_neighbours_\d+|top_tag_\d+|_chars|hour)$")
+    settled = [name for name in alone.columns if fixed.match(name) and not name.startswith("author")]
+    assert len(settled) >= 5
+    for name in settled:
+        again = joint.values[: len(known), joint.columns.index(name)]
+        np.testing.assert_allclose(again, alone.values[:, alone.columns.index(name)], atol=1e-4, err_msg=name)
+    if make is statistic_block:
+        assert (joint.values[len(known) :, joint.columns.index("Category_code")] == -1).all()
+        assert np.isfinite(joint.values[len(known) :, joint.columns.index("tags_svd_0")]).all()

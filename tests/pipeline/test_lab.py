@@ -224,4 +224,4 @@ def test_a_run_opened_by_hand_is_still_read_only(run_dir):
 
 def test_every_notebook_gets_a_copy_where_nothing_has_run(release, tmp_path):
     steps = plan(release.write(), tmp_path / "new", "full", [])
-    assert [path.name for path in lab.prepare(tmp_path / "new", steps)] == [path.name for path in notebooks()]
+    assert {path.name for path in lab.prepare(tmp_path / "new", steps)} == {path.name for path in notebooks()}

@@ -1,0 +1,1 @@
+"""The final models of a finished run on posts that it has never met (floor 6)."""

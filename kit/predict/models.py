@@ -1,0 +1,99 @@
+"""What the final models of a run say of new posts: each model, their fusion as 07 has it, and how far off it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kit.base.errors import InputError
+from kit.evaluation import blend, table_one
+from kit.run.block import Block
+from kit.run.directory import Run
+from kit.run.folds import TEST
+from kit.run.marks import read_mark
+from kit.run.matrix import join_blocks
+from kit.run.predictions import read_folds, read_predictions, split_predictions
+
+
+def fusion(run: Run, without: Sequence[str] = ()) -> blend.Blend:
+    """The fusion of 07, fitted again on the out-of-fold predictions that the run keeps.
+
+    Args:
+        without: models that cannot say anything of the new posts; the others are fused without them.
+    Raises:
+        InputError: no model is left.
+    """
+    posts, mark = run.posts(), read_mark(run.dir, "07_blend")
+    own, scheme = mark["parameters"], deciding_scheme(run)
+    table = read_predictions(run.input(f"predictions_{scheme}.parquet"), posts).drop(columns=list(without))
+    oof, _ = split_predictions(table)
+    if not oof:
+        raise InputError(
+            f"no model of {run.dir} can be asked: {', '.join(without)} rest on blocks that cannot be made here"
+        )
+    target, cut = posts["label"].to_numpy(), table["fold"].to_numpy()
+    found = blend.fit_blend(oof, target, cut, method=mark["metrics"]["fusion"], calibrate=own["calibrate"])
+    lag = run.read_table("schemes").set_index("scheme")["lag_days"].get("test part", 0)
+    if (
+        lag > 0
+        and scheme in ("user", "plain")
+        and own["calibrate"] != "none"
+        and run.has_file("predictions_time.parquet")
+    ):
+        later = read_predictions(run.input("predictions_time.parquet"), posts).drop(columns=list(without))
+        found = blend.levelled(found, split_predictions(later)[0], target, later["fold"].to_numpy())
+    return found
+
+
+def deciding_scheme(run: Run) -> str:
+    """The scheme whose models are submitted: the one 07 was given, or the first of 06."""
+    given = read_mark(run.dir, "07_blend")["parameters"]["scheme"]
+    return run.read_table("scores")["scheme"].iloc[0] if given == "auto" else given
+
+
+def interval(found: blend.Blend, target: np.ndarray, level: float) -> tuple[float, float]:
+    """What to add to a prediction for a range that holds `level` of the out-of-fold residuals, as much left out on each side."""
+    residual = (target - found.oof)[np.isfinite(found.oof) & np.isfinite(target)]
+    low, high = np.quantile(residual, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def model_folder(run: Run, model: str) -> Path:
+    """Where 06 keeps a model, named ``<feature set>/<learner>``."""
+    return run.dir / "gbdt" / deciding_scheme(run) / model
+
+
+def final_predictions(
+    run: Run,
+    posts: pd.DataFrame,
+    rows: np.ndarray,
+    blocks: Mapping[str, Block],
+    models: Sequence[str],
+    folder: Path,
+) -> dict[str, np.ndarray]:
+    """Model -> (n_new,) what its fit on all train posts says of the rows.
+
+    Args:
+        posts: the run's posts and new ones, from ``join_posts``.
+        blocks: name -> the block of all of them.
+        models: names ``<feature set>/<learner>``.
+        folder: for files on the way.
+    """
+    from kit.boosting.fit import Machine, Training, load_final
+
+    own, n_run = read_mark(run.dir, "06_gbdt_folds")["parameters"], len(run.posts())
+    cut = np.full(len(posts), TEST)
+    cut[:n_run] = read_folds(run, run.posts(), deciding_scheme(run)).fold
+    target, said = posts["label"].to_numpy(np.float64), {}
+    for model in models:
+        name, learner = model.rsplit("/", 1)
+        one = table_one.parse_sets([name], run)[0]
+        block = join_blocks([blocks[part] for part in one.blocks])
+        training = Training(learner, taught=one.taught, seed=own["seed"])
+        machine = Machine(own["threads"])
+        fitted = load_final(block, target, cut, posts, training, machine, model_folder(run, model), folder / name)
+        said[model] = fitted.predict(rows)
+    return said
