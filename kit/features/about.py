@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy.stats import ks_2samp
 
 from kit.run.block import Block
 
@@ -27,3 +28,22 @@ def label_correlation(block: Block, labels: pd.Series) -> pd.DataFrame:
         rows.append((name, ranks, 100 * filled.mean()))
     table = pd.DataFrame(rows, columns=["column", "correlation", "filled (%)"])
     return table.sort_values("correlation", key=np.abs, ascending=False, ignore_index=True)
+
+
+def drift(block: Block, split: pd.Series) -> pd.DataFrame:
+    """How differently each column of a block is distributed in train and test.
+
+    Args:
+        block: rows are the posts.
+        split: (n_posts,) "train" or "test".
+    Returns:
+        column, distance (Kolmogorov-Smirnov, over posts that have a value), train, test (means); empty without test posts.
+    """
+    train, test = (np.flatnonzero(split == part) for part in ("train", "test"))
+    rows = []
+    for i, name in enumerate(block.columns):
+        parts = [np.asarray(block.values[rows_of, i], np.float64) for rows_of in (train, test)]
+        parts = [part[np.isfinite(part)] for part in parts]
+        if min(map(len, parts)):
+            rows.append((name, ks_2samp(*parts, method="asymp").statistic, *(part.mean() for part in parts)))
+    return pd.DataFrame(rows, columns=["column", "distance", "train", "test"])

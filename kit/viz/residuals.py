@@ -11,7 +11,7 @@ from kit.base.errors import InputError
 from kit.viz.figures import COLOURS, INK, LABEL, SOFT, grid, styled
 
 EXTREMES = ("worst", "over", "under", "median")
-MIN_POSTS = 20  # of a group that is drawn
+MIN_POSTS, MIN_AUTHOR_POSTS = 20, 5  # of a group, of an author that is drawn
 CLASSES, AUTHORS = 14, 30  # groups drawn at most
 
 
@@ -35,10 +35,10 @@ def residuals(posts: pd.DataFrame, prediction: np.ndarray) -> Figure:
     return figure
 
 
-def _means(residual: pd.Series, group: pd.Series) -> pd.DataFrame:
+def _means(residual: pd.Series, group: pd.Series, least: int = MIN_POSTS) -> pd.DataFrame:
     """mean, ci (half of the 95 % range), n of the groups with posts enough."""
     table = residual.groupby(group.to_numpy()).agg(["mean", "std", "size"])
-    table = table[table["size"] >= MIN_POSTS]
+    table = table[table["size"] >= least]
     return table.assign(ci=1.96 * table["std"] / np.sqrt(table["size"]))
 
 
@@ -66,14 +66,14 @@ def _by_number(ax: Axes, residual: pd.Series, value: pd.Series, name: str, title
 
 
 def _by_author(ax: Axes, residual: pd.Series, author: pd.Series) -> None:
-    table = _means(residual, author)
+    table = _means(residual, author, MIN_AUTHOR_POSTS)
     table = table.loc[table["size"].nlargest(AUTHORS).index].sort_values("mean")
     ax.errorbar(
         range(len(table)), table["mean"], yerr=table["ci"], fmt="o", color=COLOURS["train"], ecolor=SOFT, markersize=4
     )
     ax.axhline(0, color=INK, linewidth=0.8)
     ax.set(xticks=[], xlabel="authors with most posts", ylabel="label less prediction",
-           title=f"By author: {between_authors(residual, author):.0%} of the squared error is theirs as a whole")  # fmt: skip
+           title=f"By author: {between_authors(residual, author):.0%} of the variance")  # fmt: skip
     if table.empty:
         _nothing(ax)
 

@@ -251,3 +251,14 @@ def test_further_posts_change_no_code_and_no_decomposition(make):
     if make is statistic_block:
         assert (joint.values[len(known) :, joint.columns.index("Category_code")] == -1).all()
         assert np.isfinite(joint.values[len(known) :, joint.columns.index("tags_svd_0")]).all()
+
+
+def test_drift_is_the_largest_gap_between_distributions():
+    from kit.features.about import drift
+    from kit.run.block import Block
+
+    values = np.array([[0, 5, 1], [1, 5, np.nan], [2, 5, 3], [3, 5, 4], [2, 5, 1], [3, 5, 3]], np.float32)
+    split = pd.Series(["train"] * 4 + ["test"] * 2)
+    found = drift(Block("b", values, ["moves", "stays", "holes"]), split).set_index("column")
+    assert found["distance"].tolist() == pytest.approx([0.5, 0.0, 1 / 3]) and found.loc["moves", "test"] == 2.5
+    assert drift(Block("b", values, ["a", "b", "c"]), pd.Series(["train"] * 6)).empty
