@@ -47,7 +47,7 @@ class Training:
     model: str = "lightgbm"
     params: dict[str, Any] = field(default_factory=dict)
     rounds: int = 3000
-    patience: int = 100
+    patience: int = 50
     stop_share: float = 0.2
     taught: bool = True
     final: bool = True

@@ -24,7 +24,7 @@ BIN_B = 28  # bytes it holds for each of their values
 LIGHTGBM = {
     "objective": "regression",
     "metric": "l1",
-    "learning_rate": 0.06,
+    "learning_rate": 0.03,
     "num_leaves": 15,
     "max_depth": 8,
     "min_data_in_leaf": 20,

@@ -30,7 +30,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> paramet
     "quick": {"04": {"baselines": []}, "06": {"sets": ["all"]}, "07": {"near_images": False}},
     "demo": {
         "01": {"n_folds": 3},
-        "02": {"clip_model": "smp-tiny", "shots": 24},
+        "02": {"clip_model": "smp-tiny", "shots": 24, "tiny_effort": 0.5},
         "03": {"cross_folds": 3},
         "04": {"baselines": ["resnet_bert", "vit_bert", "blip"]},  # others would learn nothing from drawn pictures
         "05": QUICK | {"factors": [2, 5], "tail_seeds": [0], "ratios": [1.0, 0.77, 0.5], "selection_seeds": [0, 1]},
