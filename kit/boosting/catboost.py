@@ -21,6 +21,7 @@ CATBOOST = {
     "rsm": 0.1,
     "max_ctr_complexity": 1,
 }
+LEAST_COLUMNS = 24  # that a split chooses from: a tenth of few is none
 QUANTISE = ("border_count", "feature_border_type", "nan_mode", "task_type")  # of the parameters of CatBoost
 
 
@@ -49,8 +50,9 @@ class CatBoost:
 
     @staticmethod
     def settings(params: dict, n_columns: int) -> dict:
-        """The defaults, coarser bins for wide data, and on top the caller's parameters."""
-        return CATBOOST | {"border_count": 64 if n_columns > WIDE else 128} | params
+        """The defaults, coarser bins for wide data, more columns in narrow data, and on top the caller's parameters."""
+        share = max(CATBOOST["rsm"], min(1.0, LEAST_COLUMNS / n_columns))
+        return CATBOOST | {"border_count": 64 if n_columns > WIDE else 128, "rsm": share} | params
 
     @staticmethod
     def names() -> set[str]:
