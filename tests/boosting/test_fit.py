@@ -114,13 +114,13 @@ def test_bins_of_many_posts_are_found_on_some_and_filled_by_pieces(monkeypatch):
     ("catboost", "gpu", 2, 10, "gpu"), ("catboost", "cpu", 1, 200_000, "cpu"), ("lightgbm", "gpu", 1, 200_000, "cpu"),
 ])  # fmt: skip
 def test_where_a_model_is_fitted(monkeypatch, model, asked, n_gpus, n_posts, expected):
-    monkeypatch.setattr(learners, "gpu_names", lambda: ["a card"])
+    monkeypatch.setattr(learners, "machine_shape", lambda: (8, 1))
     monkeypatch.setattr(learners, "get_gpu_device_count", lambda: n_gpus)
     assert learners.device_for(model, asked, n_posts) == expected
 
 
 def test_a_gpu_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setattr(learners, "gpu_names", list)
+    monkeypatch.setattr(learners, "machine_shape", lambda: (8, 0))
     with pytest.raises(InputError, match="CatBoost finds none"):
         fit("catboost", machine=Machine(device="gpu"))
     with pytest.raises(InputError, match="expected one of auto, cpu, gpu"):
