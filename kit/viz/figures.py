@@ -6,6 +6,7 @@ One thing has one colour in all figures; axes carry units; a title says what is 
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -355,6 +356,15 @@ def training_history(history: pd.DataFrame) -> Figure:
     return figure
 
 
+class Shown(Figure):
+    """A figure that a notebook shows as a picture."""
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        self.savefig(picture, format="png", dpi=96, bbox_inches="tight", facecolor="white")
+        return picture.getvalue()
+
+
 def grid(
     n_rows: int,
     n_columns: int,
@@ -364,7 +374,7 @@ def grid(
     widths: Sequence[float] | None = None,
 ) -> tuple[Figure, np.ndarray]:
     """A figure with its axes, made without pyplot so that nothing is kept open or shown twice."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Shown(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(n_rows, n_columns, squeeze=False, sharey=share_y, width_ratios=widths)
 
 
