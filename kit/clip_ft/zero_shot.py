@@ -1,4 +1,4 @@
-"""Zero-shot classification by sentences that name the classes."""
+"""What frozen features know of the classes: by sentences that name them, and by a linear classifier."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from kit.encoders.text_tower import TextTower
 
 CHUNK = 8192  # posts at a time
+PROBE_POSTS = 20_000  # at most, that a linear classifier learns from
 
 
 @torch.no_grad()
@@ -28,3 +30,27 @@ def zero_shot_accuracy(features: np.ndarray, class_emb: Tensor, labels: np.ndarr
     parts = np.array_split(rows, -(-len(rows) // CHUNK))
     cosines = (np.asarray(features[part], np.float32) @ class_emb.cpu().numpy().T for part in parts)  # times row norms
     return float((np.concatenate([part.argmax(axis=1) for part in cosines]) == labels[rows]).mean())
+
+
+def probe_accuracy(
+    features: np.ndarray, labels: np.ndarray, rows: np.ndarray, folds: np.ndarray, seed: int = 0
+) -> float:  # fmt: skip
+    """Share of ``rows`` whose class a linear classifier finds that learnt from the posts of all other folds.
+
+    Args:
+        features: (n_posts, d), rows of norm 1.
+        labels: (n_posts,) int class, -1 where a post has none.
+        rows: posts that have a class.
+        folds: (n_posts,) int, authors never split; posts of negative ones teach nothing.
+        seed: of the draw where there are more than ``PROBE_POSTS``.
+    Source: linear probe of CLIP, Radford et al., ICML 2021 (logistic regression).
+    """
+    right, rng = np.zeros(len(rows), dtype=bool), np.random.default_rng(seed)
+    for fold in np.unique(folds[rows]):
+        fit = np.flatnonzero((folds >= 0) & (folds != fold) & (labels >= 0))
+        fit = rng.permutation(fit)[:PROBE_POSTS]
+        probe = LogisticRegression(C=10.0, max_iter=300)  # features of norm 1 need little shrinkage
+        probe.fit(np.asarray(features[fit], np.float32), labels[fit])
+        own = folds[rows] == fold
+        right[own] = probe.predict(np.asarray(features[rows[own]], np.float32)) == labels[rows[own]]
+    return float(right.mean()) if len(rows) else float("nan")

@@ -38,7 +38,7 @@ from kit.clip_ft.train import (
     training_key,
 )
 from kit.clip_ft.words import attended_words
-from kit.clip_ft.zero_shot import zero_shot_accuracy, zero_shot_classes
+from kit.clip_ft.zero_shot import probe_accuracy, zero_shot_accuracy, zero_shot_classes
 from kit.encoders.clip import save_clip, wrap_model
 from kit.encoders.pca import reduce_pca
 from kit.pipeline.stamps import code_hashes
@@ -142,6 +142,23 @@ def test_zero_shot_classes_are_the_encoded_template(clip):
     labels = np.arange(K)
     assert zero_shot_accuracy(found.numpy(), found, labels, labels) == 1
     assert zero_shot_accuracy(-found.numpy(), found, labels, labels) == 0
+
+
+def test_a_linear_probe_learns_from_other_folds_alone():
+    rng = np.random.default_rng(0)
+    labels, folds = np.arange(300) % 3, np.repeat([0, 1, 2, -1, -2], 60)
+    features = np.eye(3)[labels] + 0.2 * rng.standard_normal((300, 3))
+    rows = np.arange(0, 180, 2)
+    assert probe_accuracy(features, labels, rows, folds) > 0.95
+    alone = np.where(
+        folds == 0, labels, -1
+    )  # nothing to learn a class of fold 1 from but fold 0, whose classes are turned
+    alone[folds == 1] = labels[folds == 1]
+    turned = np.where(folds == 0, (labels + 1) % 3, alone)
+    assert probe_accuracy(features, turned, np.arange(60, 120), folds) < 0.1
+    turned[folds < 0] = labels[folds < 0]  # posts of negative folds teach nothing
+    assert probe_accuracy(features, turned, np.arange(60, 120), folds) < 0.1
+    assert np.isnan(probe_accuracy(features, labels, rows[:0], folds))
 
 
 # --- Eqs. 4-5: similarities -------------------------------------------------------------------------------------------
