@@ -1,4 +1,4 @@
-"""What the stages about models share: a model of real size with random weights (speed needs no others), and its material.
+"""What the stages about models share: models of real size, CLIP with random weights (speed needs no others), and its material.
 
 Set-up of every way includes the network in its precision and a first batch, which a run has once however many items there
 are. The precision is what the kit's own probe chooses on this machine.
@@ -19,10 +19,13 @@ import open_clip
 import torch
 import torch.nn.functional as F
 
+from kit.encoders import networks
 from kit.encoders.clip import Clip, wrap_model
 from kit.encoders.encoders import ImageEncoder, TextEncoder
 from kit.encoders.job import Job, cast_module
 from kit.encoders.precision import probe_precision
+from kit.encoders.registry import NETWORKS
+from kit.encoders.weights import find_weights
 from kit.release.images import decode_image, group_by_content
 from tests.bench.material import posts_table
 from tests.bench.measure import Found, NotInstalled, Task
@@ -43,6 +46,23 @@ def random_clip() -> Clip:
     torch.manual_seed(0)
     model = open_clip.create_model(MODEL, pretrained=None)
     return wrap_model(model, open_clip.get_tokenizer(MODEL), open_clip.get_model_config(MODEL), MODEL)
+
+
+def packaged(network: str) -> Path:
+    """Where the weights of a network of the package index lie; raises NotInstalled."""
+    if path := find_weights(network, NETWORKS[network].model):
+        return path
+    raise NotInstalled("no weights; python -m kit.encoders.packaged fetches them")
+
+
+def light_images() -> ImageEncoder:
+    """EfficientNet-Lite0 as block `efficientnet` has it."""
+    return networks.load_image_encoder("efficientnet", NETWORKS["efficientnet"].model, packaged("efficientnet"))
+
+
+def light_texts() -> TextEncoder:
+    """MiniLM as block `minilm` has it."""
+    return networks.load_text_encoder("minilm", NETWORKS["minilm"].model, packaged("minilm"))
 
 
 def pictures(folder: Path, n: int) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -10,19 +12,31 @@ import numpy as np
 import torch
 
 from kit.encoders import bulk
+from kit.encoders.encoders import TextEncoder
 from tests.bench import encoders
-from tests.bench.encoders import BATCH, MODEL, features_task, post_texts, random_clip
-from tests.bench.measure import Case, Task
+from tests.bench.encoders import BATCH, MODEL, features_task, light_texts, post_texts, random_clip
+from tests.bench.measure import Case, NotInstalled, Task
+
+
+def clip_texts() -> TextEncoder:
+    """The text tower of CLIP."""
+    return random_clip().text_encoder()
 
 
 def prepare(folder: Path, n: int) -> None:
-    """Texts, and the precision that the kit's probe chooses for them."""
-    encoders.probe(folder, "texts", random_clip().text_encoder(), bulk.encode_strings, post_texts(folder, n))
+    """Texts, and the precision that the kit's probe chooses for CLIP."""
+    encoders.probe(folder, clip_texts.__name__, clip_texts(), bulk.encode_strings, post_texts(folder, n))
 
 
-def ours(precision: str, folder: Path, n: int) -> Task:
+def prepare_light(folder: Path, n: int) -> None:
+    """The same for the packaged network; nothing where that is not there, which the ways then say."""
+    with suppress(NotInstalled):
+        encoders.probe(folder, light_texts.__name__, light_texts(), bulk.encode_strings, post_texts(folder, n))
+
+
+def ours(make: Callable[[], TextEncoder], precision: str, folder: Path, n: int) -> Task:
     """``kit.encoders.bulk.encode_texts``: each distinct text once, cut to the batch's longest, written to a shard."""
-    encoder, precision = encoders.as_probed(random_clip().text_encoder(), folder, "texts", n, precision)
+    encoder, precision = encoders.as_probed(make(), folder, make.__name__, n, precision)
     texts = post_texts(folder, n)
 
     def work(texts: list[str] = texts) -> np.ndarray:
@@ -32,9 +46,9 @@ def ours(precision: str, folder: Path, n: int) -> Task:
     return features_task(work, lambda: work(texts[:BATCH]), f"{precision}; {len(set(texts)):,} distinct texts")
 
 
-def forward_alone(folder: Path, n: int) -> Task:
-    """Nothing but the text tower in ours' precision, over ids that lie ready in memory, sorted and cut as ours."""
-    encoder, precision = encoders.as_probed(random_clip().text_encoder(), folder, "texts", n)
+def forward_alone(make: Callable[[], TextEncoder], folder: Path, n: int) -> Task:
+    """Nothing but the network in ours' precision, over ids that lie ready in memory, sorted and cut as ours."""
+    encoder, precision = encoders.as_probed(make(), folder, make.__name__, n)
     distinct, inverse = np.unique(post_texts(folder, n), return_inverse=True)
     ids = encoder.tokenize(distinct.tolist())
     order = encoder.lengths(ids).argsort(stable=True)
@@ -43,7 +57,7 @@ def forward_alone(folder: Path, n: int) -> Task:
         batches.append(ids[order[rows], : int(encoder.lengths(ids)[order[rows]].max())])
 
     def work(batches: list[torch.Tensor] = batches) -> np.ndarray:
-        values = torch.cat([encoder.module.pool_ids(batch) for batch in batches]).float()
+        values = torch.cat([encoder.module(batch) for batch in batches]).float()
         return values[order.argsort()][inverse].numpy()
 
     return features_task(work, work, precision)
@@ -60,6 +74,17 @@ def full_length(folder: Path, n: int) -> Task:
     return features_task(work, lambda: work(texts[:BATCH]), "float32")
 
 
+def light_loop(folder: Path, n: int) -> Task:
+    """The usual loop: texts as they come, each batch padded to its longest, float32."""
+    encoder, texts = light_texts(), post_texts(folder, n)
+
+    def work(texts: list[str] = texts) -> np.ndarray:
+        parts = [encoder.tokenize(texts[at : at + BATCH]) for at in range(0, len(texts), BATCH)]
+        return torch.cat([encoder.encode_batch(encoder.module, ids) for ids in parts]).numpy()
+
+    return features_task(work, lambda: work(texts[:BATCH]), "float32")
+
+
 def clip_retrieval(folder: Path, n: int) -> Task:
     """clip-retrieval's worker over a text file each, float32."""
     worker = encoders.clip_retrieval_worker()
@@ -71,10 +96,18 @@ def clip_retrieval(folder: Path, n: int) -> Task:
 
 
 WAYS = {
-    "ours": partial(ours, ""),
-    "forward alone": forward_alone,
-    "ours, float32": partial(ours, "float32"),
+    "ours": partial(ours, clip_texts, ""),
+    "forward alone": partial(forward_alone, clip_texts),
+    "ours, float32": partial(ours, clip_texts, "float32"),
     "tokenizer, encode_text": full_length,
     "clip-retrieval": clip_retrieval,
 }
-CASES = (Case(__name__, f"{MODEL}, random weights", WAYS, prepare, "items", encoders.differing),)
+LIGHT = {
+    "ours": partial(ours, light_texts, ""),
+    "forward alone": partial(forward_alone, light_texts),
+    "tokenizer, batches in order": light_loop,
+}
+CASES = (
+    Case(__name__, f"{MODEL}, random weights", WAYS, prepare, "items", encoders.differing),
+    Case(__name__, "MiniLM", LIGHT, prepare_light, "items", encoders.differing),
+)
