@@ -122,7 +122,7 @@ def _fits_s(asked: Mapping[str, Any], n_folds: int, n_train: float, run: Run) ->
     n_folds_fitted = n_folds * (size("05", asked) if "features" in asked else SCHEMES * len(asked["schemes"]))
     total, n_taught = 0.0, n_train * (1 - 1 / n_folds)
     for model in (name for name in models if name in GROWTH):  # others take next to nothing
-        rate = asked["learning_rate"] or LEARNERS[model].settings({}, 0)["learning_rate"]
+        rate = asked["learning_rate"] or LEARNERS[model].settings({}, SAMPLE["columns"])["learning_rate"]
         trees = min(asked["rounds"], GROWTH[model] * n_taught / rate)
         counted = STOP * min(asked["rounds"], trees + asked["patience"])
         total += n_folds_fitted * (trees + counted) * _tree_s(model, n_taught) * n_columns

@@ -64,7 +64,8 @@ def walk(steps: list[Step], run_dir: Path, options: argparse.Namespace, argument
         )
         if step.name == SUBMISSION and place + 1 < len(steps):  # studies, or more than a first submission, are to come
             report.write_report(run_dir)
-            print(f"{step.name:{width}}  a submission stands: {shown(run_dir / 'submission.csv')}", flush=True)
+            if (submission := run_dir / "submission.csv").is_file():  # none without a test part
+                print(f"{step.name:{width}}  a submission stands: {shown(submission)}", flush=True)
     if n_tried or _report_is_old(run_dir):
         report.write_report(run_dir)
     if n_run:

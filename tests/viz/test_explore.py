@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from kit.base.errors import InputError
-from kit.base.process import WRITE
+from kit.base.process import HEADLESS, WRITE
 from kit.boosting.taught import TAUGHT
 from kit.evaluation.table_one import parse_sets
 from kit.features.behaviour import behaviour_block
@@ -245,9 +245,12 @@ def test_mistakes_are_told(look):
     look.opened.fold[:] = fold
 
 
-def test_the_panel_answers_without_a_notebook(look, capsys):
+def test_the_panel_answers_without_a_notebook(look, capsys, monkeypatch):
     from kit.viz.explore.panel import panel
 
+    monkeypatch.setenv(HEADLESS, "1")
+    assert "by hand" in panel(look)
+    monkeypatch.delenv(HEADLESS)
     made = panel(look)
     pick = made.children[0].children[0]
     pick.value = "nobody"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,14 +10,20 @@ import ipywidgets
 from IPython.display import display
 
 from kit.base.errors import InputError
+from kit.base.process import HEADLESS
 from kit.viz.explore.explorer import Explorer
 from kit.viz.figures import WEEKDAYS
 
 AS_POSTED = "as posted"
 
 
-def panel(look: Explorer) -> ipywidgets.Widget:
-    """A post by its Pid and a question from a list; and sliders for what could be changed in it."""
+def panel(look: Explorer) -> ipywidgets.Widget | str:
+    """A post by its Pid and a question from a list; and sliders for what could be changed in it.
+
+    In a run of the pipeline only words: nobody moves a slider there, and nbclient at times waits for ever for an output widget.
+    """
+    if HEADLESS in os.environ:
+        return "Sliders and pick lists appear where this notebook is opened by hand: ./run_all.sh --lab"
     pids = look.pids
     views: dict[str, Callable[[str], Any]] = {
         "post": look.post, "why": look.why, "like it by image": look.neighbours,
