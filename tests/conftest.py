@@ -12,6 +12,7 @@ from hypothesis import settings
 from PIL import Image
 
 from kit.base.process import WRITE
+from kit.pipeline import plan
 
 SETS = [
     "statistic",
@@ -26,6 +27,16 @@ SMALL = [f"--set={setting}" for setting in (
     "01.n_folds=2", "06.schemes=user,time,matched", "05.rounds=20", "05.factors=3", "05.tail_seeds=0", "05.ratios=0.77",
     "05.selection_seeds=0", "06.rounds=30", f"06.sets={','.join(SETS)}",
 )]  # fmt: skip
+
+ASK_THE_PROBE = ("test_plan.py", "test_check.py")
+
+
+@pytest.fixture(autouse=True)
+def _no_probe(request, monkeypatch):
+    """A time plan's probe takes seconds: the tests of the plan and of --check ask it, all others do without."""
+    if request.path.name not in ASK_THE_PROBE:
+        monkeypatch.setattr(plan, "_asked", lambda steps, run_dir: {})
+
 
 settings.register_profile("kit", deadline=None)  # no test depends on how busy the machine is
 settings.load_profile("kit")

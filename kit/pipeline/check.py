@@ -97,7 +97,8 @@ def check(steps: Sequence[Step], data_dir: Path, run_dir: Path, more: Iterable[F
         costs = {name: last_cost(name, run_dir) for name, why in stale.items() if why}
         for name, why in stale.items():
             print(f"{name:16}{'will run: ' + why if why else 'up to date'}")
-        print("\n".join(lines(forecast(steps, run_dir, costs))))
+        if not any(one.fatal for one in findings):
+            print("\n".join(lines(forecast(steps, run_dir, costs))))
         to_run = {name: cost for name, cost in costs.items() if cost}
         tell(room(to_run, len(posts), *memory_gb(), _free_gb(run_dir)))
     tell(more)
