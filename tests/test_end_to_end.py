@@ -132,7 +132,7 @@ def test_learns_something(finished):
     labels = Run.open(run_dir).posts()["label"].dropna()
     median_error = np.abs(labels - labels.median()).mean()
     scores = pd.read_csv(run_dir / "tables" / "blend_scores.csv").query("scheme == 'user'")
-    assert scores["mae"].mean() < 0.95 * median_error and scores["src"].mean() > 0.3
+    assert scores["mae"].mean() < 0.98 * median_error and scores["src"].mean() > 0.4  # of 45 posts a fold
 
 
 def test_second_call_skips_everything(finished, capsys):
