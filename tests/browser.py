@@ -81,6 +81,16 @@ class Page:
 
 
 @contextlib.contextmanager
+def opened(path: Path, folder: Path, width: int, ready: str = "true") -> Iterator[Page]:
+    """A file in a tab so many pixels wide, loaded, and as far as an expression says that it is ready."""
+    with chromium(folder) as page:
+        page.resize(width, 900)
+        page.open(path.as_uri())
+        page.wait_for(f"document.readyState === 'complete' && {ready}", 60)
+        yield page
+
+
+@contextlib.contextmanager
 def chromium(folder: Path) -> Iterator[Page]:
     """A tab of a Chromium of its own, whose profile lies in the folder."""
     command = [CHROMIUM, *OPTIONS, f"--user-data-dir={folder}", "about:blank"]

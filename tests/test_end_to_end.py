@@ -85,10 +85,8 @@ def test_the_experiments_are_in_the_report(finished):
 @pytest.mark.skipif(not browser.CHROMIUM, reason=browser.WHY_NOT)
 @pytest.mark.parametrize("width", [1300, 400])
 def test_the_report_renders_and_the_console_has_nothing_to_say(finished, tmp_path, width):
-    with browser.chromium(tmp_path) as page:
-        page.resize(width, 900)
-        page.open((finished[1] / "report.html").as_uri())
-        page.wait_for("document.readyState == 'complete' && document.querySelectorAll('h2').length > 3", 60)
+    ready = "document.querySelectorAll('h2').length > 3"
+    with browser.opened(finished[1] / "report.html", tmp_path, width, ready) as page:
         assert page.run("[...document.images].every(image => image.naturalWidth > 0)")
         assert page.errors == []
 

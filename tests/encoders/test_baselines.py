@@ -133,12 +133,19 @@ def test_vit_equals_the_network_itself(saved, posts, tmp_path):
     check_features(part(block, "text"), bert_features(modules["bert"], root / "bert"), images=False)
 
 
+def as_its_own_tools_read(folder, posts):
+    """Pixels of the pictures and tokens of the texts by the tokenizer and the processor in the folder of a network."""
+    tokenizer, processor = (
+        kind.from_pretrained(folder) for kind in (transformers.AutoTokenizer, BlipImageProcessorPil)
+    )
+    ids = tokenizer(TEXTS, padding=True, truncation=True, max_length=20, return_tensors="pt")
+    return processor(pictures(posts), return_tensors="pt")["pixel_values"], ids
+
+
 def test_blip_equals_the_network_itself(saved, posts, tmp_path):
     root, modules = saved
     block = make("blip", posts, root, tmp_path / "shards")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(root / "blip")
-    pixels = BlipImageProcessorPil.from_pretrained(root / "blip")(pictures(posts), return_tensors="pt")["pixel_values"]
-    ids = tokenizer(TEXTS, padding=True, truncation=True, max_length=20, return_tensors="pt")
+    pixels, ids = as_its_own_tools_read(root / "blip", posts)
     with torch.no_grad():
         cosines = modules["blip"](
             ids.input_ids, pixels, attention_mask=ids.attention_mask, use_itm_head=False
@@ -155,9 +162,7 @@ def test_blip2_equals_the_network_itself(saved, posts, tmp_path):
     """Its cosines are the means over the queries, of which BLIP-2's own score is the largest."""
     root, modules = saved
     block = make("blip2", posts, root, tmp_path / "shards")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(root / "blip2")
-    pixels = BlipImageProcessorPil.from_pretrained(root / "blip2")(pictures(posts), return_tensors="pt")["pixel_values"]
-    ids = tokenizer(TEXTS, padding=True, truncation=True, max_length=20, return_tensors="pt")
+    pixels, ids = as_its_own_tools_read(root / "blip2", posts)
     with torch.no_grad():
         out = modules["blip2"](pixels, ids.input_ids, ids.attention_mask, use_image_text_matching_head=False)
     queries, texts = out.image_embeds, out.text_embeds

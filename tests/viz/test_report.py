@@ -84,10 +84,7 @@ def test_the_fusion_stands_at_the_top(run_dir):
 @pytest.mark.parametrize("width", [1300, 400])
 @pytest.mark.skipif(not browser.CHROMIUM, reason=browser.WHY_NOT)
 def test_in_a_browser_nothing_fails_and_only_tables_scroll_sideways(finished, tmp_path, width):
-    with browser.chromium(tmp_path) as page:
-        page.resize(width, 900)
-        page.open((finished[1] / "report.html").as_uri())
-        page.wait_for("document.readyState === 'complete'", 60)
+    with browser.opened(finished[1] / "report.html", tmp_path, width) as page:
         assert page.run("document.documentElement.scrollWidth <= window.innerWidth")
         broken = "[...document.images].filter(one => !one.complete || !one.naturalWidth).map(one => one.alt)"
         assert [alt for alt in page.run(broken) if alt != "no picture"] == []
