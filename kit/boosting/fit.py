@@ -213,9 +213,23 @@ def load_fold(
 
 def kept_taught(out_dir: Path, name: str = "final", taught_dir: Path | None = None) -> np.ndarray | None:
     """(n_posts, len(TAUGHT)) float32, the label-taught columns of a kept model; None without. Arguments as for `load_fold`."""
+    kept = _kept_teaching(out_dir, name, taught_dir)
+    return kept and kept["columns"]
+
+
+def kept_ridge(out_dir: Path, name: str = "final", taught_dir: Path | None = None) -> tuple[float, str]:
+    """Penalty and view of the ridge behind the label-taught columns of a kept model. Arguments as for `load_fold`."""
+    kept = _kept_teaching(out_dir, name, taught_dir)
+    return float(kept["alpha"]), str(kept["view"])
+
+
+def _kept_teaching(out_dir: Path, name: str, taught_dir: Path | None) -> dict[str, np.ndarray] | None:
     with np.load(out_dir / f"{name}.npz") as stored:
         kept = str(stored["taught"])
-    return np.load((taught_dir or out_dir / "taught") / kept) if kept else None
+    if not kept:
+        return None
+    with np.load((taught_dir or out_dir / "taught") / kept) as teaching:
+        return dict(teaching)
 
 
 def load_final(

@@ -137,11 +137,16 @@ class RidgeStack:
     Args:
         block, posts, folder: as for `Design`.
         seed: of the author-disjoint parts.
+
+    Attributes:
+        chosen: penalty and view of the last column.
     """
+
+    chosen: tuple[float, str]
 
     def __init__(self, block: Block, posts: pd.DataFrame, seed: int = 0, folder: Path | None = None):
         self._design, self._posts, self._seed = Design(block, posts, folder), posts[["Uid", "Postdate"]], seed
-        self._chosen: tuple = None, None  # for whom, and what
+        self._chosen_for: tuple | None = None
 
     def column(
         self, target: np.ndarray, train_idx: np.ndarray, weight: np.ndarray, judges: np.ndarray | None = None
@@ -159,13 +164,13 @@ class RidgeStack:
             judges: row positions among train_idx; by default all of it.
         """
         judges = train_idx if judges is None else judges
-        if self._chosen[0] != (key := (judges.tobytes(), target[judges].tobytes(), weight[judges].tobytes())):
+        if self._chosen_for != (key := (judges.tobytes(), target[judges].tobytes(), weight[judges].tobytes())):
             held_out = self._parts(judges)[: 2 if len(judges) <= JUDGED_ON else 1]
-            self._chosen = key, self.choose(target, _only(weight, judges), held_out)
-        chosen, weight = self._chosen[1], _only(weight, train_idx)
-        out = self._predicted(target, weight, *chosen)
+            self.chosen, self._chosen_for = self.choose(target, _only(weight, judges), held_out), key
+        weight = _only(weight, train_idx)
+        out = self._predicted(target, weight, *self.chosen)
         for held in self._parts(train_idx):
-            out[held] = self._predicted(target, np.where(held, 0, weight), *chosen)[held]
+            out[held] = self._predicted(target, np.where(held, 0, weight), *self.chosen)[held]
         return out.astype(np.float32)
 
     def _parts(self, rows: np.ndarray) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,23 +52,27 @@ class TaughtColumns:
         """
         judges = rows if judges is None else judges
         if not self._folder:
-            return "", self._made(rows, weight, n_threads, judges)
+            return "", self._made(rows, weight, n_threads, judges)["columns"]
         described = {"code": code_of("kit.boosting.taught"), "threads": n_threads, "seed": self._seed,
                      "columns": self._block.columns, "categorical": self._block.categorical,
                      "values": self._block.digest}  # fmt: skip
         path = (
-            self._folder / f"{hash_inputs(described, self._hashes, rows, weight[rows], self._target[rows], judges)}.npy"
+            self._folder / f"{hash_inputs(described, self._hashes, rows, weight[rows], self._target[rows], judges)}.npz"
         )
         if not path.is_file():
             with atomic_path(path) as temporary:
-                np.save(temporary, self._made(rows, weight, n_threads, judges))
-        return path.name, np.load(path)
+                np.savez(temporary, **self._made(rows, weight, n_threads, judges))
+        with np.load(path) as kept:
+            return path.name, kept["columns"]
 
-    def _made(self, rows: np.ndarray, weight: np.ndarray, n_threads: int, judges: np.ndarray) -> np.ndarray:
+    def _made(self, rows: np.ndarray, weight: np.ndarray, n_threads: int, judges: np.ndarray) -> dict[str, Any]:
+        """The columns, and the ridge's penalty and view, with which it can be fitted again."""
         ridge, history = self._teachers
         with threadpool_limits(n_threads, "blas"):
             column = ridge.column(self._target, rows, weight, judges)
-            return np.column_stack([column, history.columns(self._target, rows)])
+            alpha, view = ridge.chosen
+            columns = np.column_stack([column, history.columns(self._target, rows)])
+        return {"columns": columns, "alpha": alpha, "view": view}
 
     @cached_property
     def _teachers(self) -> tuple[RidgeStack, LabelHistory]:

@@ -19,7 +19,9 @@ from kit.base.errors import InputError
 from kit.base.metrics import mae, over_folds, src
 from kit.evaluation import fusion
 from kit.evaluation.level import next_level
+from kit.run.directory import Run
 from kit.run.folds import TRAIN_ONLY, fold_rows
+from kit.run.predictions import read_predictions, split_predictions
 
 METHODS = tuple(fusion.METHODS)
 CALIBRATIONS = ("auto", "affine", "none")
@@ -111,10 +113,27 @@ def fit_blend(
     return Blend(method, named, learnt, _scores(target, nested, folds, scored), nested)
 
 
+def for_the_test_part(blend: Blend, run: Run, posts: pd.DataFrame, scheme: str, calibrate: str) -> Blend:
+    """The blend as it is submitted: `levelled` by folds by time, if those of its scheme know no drift and test posts are later.
+
+    Args:
+        blend: fitted on the folds of a scheme.
+        calibrate: as for `fit_blend`; "none" leaves the level as it is.
+    """
+    lag = run.read_table("schemes").set_index("scheme")["lag_days"].get("test part", 0)
+    by_time = "predictions_time.parquet"
+    if not (lag > 0 and scheme in ("user", "plain") and calibrate != "none" and run.has_file(by_time)):
+        return blend
+    table = read_predictions(run.input(by_time), posts)
+    oof, _ = split_predictions(table)
+    return levelled(
+        blend, {name: oof[name] for name in blend.weights}, posts["label"].to_numpy(), table["fold"].to_numpy()
+    )
+
+
 def levelled(blend: Blend, oof: Mapping[str, np.ndarray], target: np.ndarray, folds: np.ndarray) -> Blend:
     """The blend, moved by the level of the next period as folds that run forward foretell it.
 
-    For a blend fitted on folds that do not, so that it knows no drift, and a test part that is later than the train part.
     Its scores stay those of its own folds.
 
     Args:

@@ -15,7 +15,7 @@ from kit.run.directory import Run
 from kit.run.folds import TEST
 from kit.run.marks import read_mark
 from kit.run.matrix import join_blocks
-from kit.run.predictions import read_folds, read_predictions, split_predictions
+from kit.run.predictions import read_folds, read_fused, read_predictions, split_predictions
 
 
 def fusion(run: Run, without: Sequence[str] = ()) -> blend.Blend:
@@ -26,32 +26,18 @@ def fusion(run: Run, without: Sequence[str] = ()) -> blend.Blend:
     Raises:
         InputError: no model is left.
     """
-    posts, mark = run.posts(), read_mark(run.dir, "07_blend")
-    own, scheme = mark["parameters"], deciding_scheme(run)
+    posts = run.posts()
+    _, scheme, method, calibrate = read_fused(run, posts)
     table = read_predictions(run.input(f"predictions_{scheme}.parquet"), posts).drop(columns=list(without))
     oof, _ = split_predictions(table)
     if not oof:
         raise InputError(
             f"no model of {run.dir} can be asked: {', '.join(without)} rest on blocks that cannot be made here"
         )
-    target, cut = posts["label"].to_numpy(), table["fold"].to_numpy()
-    found = blend.fit_blend(oof, target, cut, method=mark["metrics"]["fusion"], calibrate=own["calibrate"])
-    lag = run.read_table("schemes").set_index("scheme")["lag_days"].get("test part", 0)
-    if (
-        lag > 0
-        and scheme in ("user", "plain")
-        and own["calibrate"] != "none"
-        and run.has_file("predictions_time.parquet")
-    ):
-        later = read_predictions(run.input("predictions_time.parquet"), posts).drop(columns=list(without))
-        found = blend.levelled(found, split_predictions(later)[0], target, later["fold"].to_numpy())
-    return found
-
-
-def deciding_scheme(run: Run) -> str:
-    """The scheme whose models are submitted: the one 07 was given, or the first of 06."""
-    given = read_mark(run.dir, "07_blend")["parameters"]["scheme"]
-    return run.read_table("scores")["scheme"].iloc[0] if given == "auto" else given
+    found = blend.fit_blend(
+        oof, posts["label"].to_numpy(), table["fold"].to_numpy(), method=method, calibrate=calibrate
+    )
+    return blend.for_the_test_part(found, run, posts, scheme, calibrate)
 
 
 def interval(found: blend.Blend, target: np.ndarray, level: float) -> tuple[float, float]:
@@ -63,7 +49,12 @@ def interval(found: blend.Blend, target: np.ndarray, level: float) -> tuple[floa
 
 def model_folder(run: Run, model: str) -> Path:
     """Where 06 keeps a model, named ``<feature set>/<learner>``."""
-    return run.dir / "gbdt" / deciding_scheme(run) / model
+    return run.dir / "gbdt" / _scheme(run) / model
+
+
+def _scheme(run: Run) -> str:
+    """The scheme whose models are submitted."""
+    return read_fused(run, run.posts())[1]
 
 
 def final_predictions(
@@ -86,7 +77,7 @@ def final_predictions(
 
     own, n_run = read_mark(run.dir, "06_gbdt_folds")["parameters"], len(run.posts())
     cut = np.full(len(posts), TEST)
-    cut[:n_run] = read_folds(run, run.posts(), deciding_scheme(run)).fold
+    cut[:n_run] = read_folds(run, run.posts(), _scheme(run)).fold
     target, said = posts["label"].to_numpy(np.float64), {}
     for model in models:
         name, learner = model.rsplit("/", 1)

@@ -103,6 +103,16 @@ def write_fused(
     write_predictions(path, pd.DataFrame({"Pid": posts["Pid"], "fold": fold, "prediction": prediction, **how}))
 
 
+def read_fused(run: Run, posts: pd.DataFrame) -> tuple[pd.DataFrame, str, str, str]:
+    """The table of `write_fused`, and how it was made: scheme, method, calibrate.
+
+    Raises:
+        InputError: 07 has not finished in this run, or with other posts.
+    """
+    table = read_predictions(run.input(FUSED, made_by="07_blend"), posts, made_by="07_blend")
+    return table, *table.loc[0, ["scheme", "method", "calibrate"]]
+
+
 def split_predictions(table: pd.DataFrame) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """(oof, test): model -> (n_posts,) out-of-fold predictions, NaN elsewhere; model -> (n_test,) test predictions.
 

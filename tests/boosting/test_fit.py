@@ -402,7 +402,7 @@ def test_who_decides_when_to_stop_has_taught_nothing(monkeypatch):
     held_out = np.setdiff1d(train_idx, fit_idx)
     seen.clear()
     fit(final=False, target=np.where(np.isin(np.arange(len(TARGET)), held_out), TARGET + 5, TARGET))
-    assert np.array_equal(seen[0][1], before, equal_nan=True)
+    assert np.array_equal(seen[0][1]["columns"], before["columns"], equal_nan=True)
 
 
 def test_scores_tell_the_device():

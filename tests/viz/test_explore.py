@@ -8,6 +8,7 @@ import pytest
 
 from kit.base.errors import InputError
 from kit.base.process import HEADLESS, WRITE
+from kit.boosting.ridge import Design
 from kit.boosting.taught import TAUGHT
 from kit.evaluation.table_one import parse_sets
 from kit.features.behaviour import behaviour_block
@@ -128,13 +129,17 @@ def test_a_tag_moves_its_column_and_its_decomposition_like_those_who_have_it(loo
         assert at and np.abs(found["statistic"][0, at] - block.values[other, at]).max() < tolerance, stem
 
 
-def test_the_ridge_is_found_again(look):
+def test_the_ridge_is_fitted_again_as_it_was(look):
     opened = look.opened
     features = next(
         name for name in (one.rpartition("/")[0] for one in opened.predictions) if parse_sets([name])[0].taught
     )
-    alpha, view = what_if._ridge_settings(opened, "fold_0", features)
+    alpha, view = opened.ridge(features, "fold_0")
     assert alpha > 0 and view in ("words", "characters", "both") and TAUGHT[0] == "ridge"
+    design, taught_by = Design(opened.block(features), opened.posts), what_if._side(opened, "fold_0")
+    weight = np.isin(np.arange(len(opened.posts)), taught_by).astype(float)
+    made = design.predict(*design.fit(opened.target, weight, alpha, view))[weight == 0]
+    np.testing.assert_allclose(made, opened.taught(features, "fold_0")[weight == 0, 0], atol=5e-3)
 
 
 @pytest.mark.parametrize("by", ["image", "text", "tags", "clip_ft"])

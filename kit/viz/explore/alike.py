@@ -31,9 +31,7 @@ def neighbours(opened: Opened, pid: str | int, by: str = "image", n: int = 12) -
     row = opened.row(pid)
     cosine = cosines(vectors(opened, by), row)
     cosine[row] = -np.inf
-    best = np.argsort(-cosine, kind="stable")[:n]
-    shown = cards.gallery(opened, best, [f"cosine {value:.3f}" for value in cosine[best]])
-    return page.Shown(shown.table.assign(cosine=cosine[best]), shown.html)
+    return _nearest(opened, cosine, n)
 
 
 def search(opened: Opened, text: str, n: int = 12) -> page.Shown:
@@ -44,6 +42,10 @@ def search(opened: Opened, text: str, n: int = 12) -> page.Shown:
     """
     image = np.asarray(opened.run.read_block("clip_image").values, np.float32)
     cosine = image @ towers.encode_texts(opened.run.dir, [text])[0].astype(np.float32)
+    return _nearest(opened, cosine, n)
+
+
+def _nearest(opened: Opened, cosine: np.ndarray, n: int) -> page.Shown:
     best = np.argsort(-cosine, kind="stable")[:n]
     shown = cards.gallery(opened, best, [f"cosine {value:.3f}" for value in cosine[best]])
     return page.Shown(shown.table.assign(cosine=cosine[best]), shown.html)

@@ -16,7 +16,7 @@ from kit.evaluation.table_one import parse_sets, set_block
 from kit.run.block import Block
 from kit.run.directory import Run
 from kit.run.folds import TEST, TRAIN_ONLY
-from kit.run.predictions import FUSED, read_predictions, split_predictions
+from kit.run.predictions import read_fused, read_predictions, split_predictions
 
 MODELS_KEPT = 64  # stored models held in memory; a small one takes 1 MB
 
@@ -39,9 +39,8 @@ class Opened:
 
     def __init__(self, run: Run):
         self.run, self.posts = run, run.posts()
-        table = read_predictions(run.input(FUSED, made_by="07_blend"), self.posts, made_by="07_blend")
+        table, self.scheme, self._method, self._calibrate = read_fused(run, self.posts)
         self.prediction, self.fold = table["prediction"].to_numpy(), table["fold"].to_numpy()
-        self.scheme, self._method, self._calibrate = table.loc[0, ["scheme", "method", "calibrate"]]
         self.target = self.posts["label"].to_numpy()
         self.kept: dict[Any, Any] = {}  # what questions have worked out and others can use
         self._rows = pd.Series(np.arange(len(self.posts)), index=self.posts["Pid"])
@@ -118,8 +117,18 @@ class Opened:
         """(n_posts, t) label-taught columns of a fit; None where its set has none."""
         from kit.boosting.fit import kept_taught
 
-        any_model = next(name for name in self.predictions if name.rpartition("/")[0] == features).rpartition("/")[2]
-        return kept_taught(self.folder(features) / any_model, fit, self.folder(features) / "taught")
+        return kept_taught(self._any_model(features), fit, self.folder(features) / "taught")
+
+    def ridge(self, features: str, fit: str) -> tuple[float, str]:
+        """Penalty and view of the ridge among the label-taught columns of a fit."""
+        from kit.boosting.fit import kept_ridge
+
+        return kept_ridge(self._any_model(features), fit, self.folder(features) / "taught")
+
+    def _any_model(self, features: str) -> Path:
+        """The folder of a model of a feature set: all are taught by the same columns."""
+        name = next(name for name in self.predictions if name.rpartition("/")[0] == features)
+        return self.folder(features) / name.rpartition("/")[2]
 
     def load(self, name: str, fit: str, block: Block | None = None, taught: np.ndarray | None = None) -> Any:
         """A stored model on its own block, or on a block and taught columns of other posts."""

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kit.base.errors import InputError
 from kit.evaluation.table_one import parse_sets
 from kit.run.block import Block
 from kit.run.directory import Run
@@ -20,7 +19,6 @@ from kit.viz.explore.opened import Opened
 
 NEAR = 300  # scored posts with predictions most like the new one, whose errors give its range
 RANGE = 0.1, 0.9
-SAME_RIDGE = 0.005  # label units between a ridge and the same one fitted again, by the tolerance of its solver
 
 
 @dataclass(frozen=True)
@@ -167,27 +165,12 @@ def _ridge(opened: Opened, row: int, fit: str, features: str, changed: pd.DataFr
     block, n = opened.block(features), len(opened.posts)
     weight = np.zeros(n + len(changed) + 1)
     weight[_side(opened, fit)] = 1
-    alpha, view = opened.keep(("ridge", features, fit), lambda: _ridge_settings(opened, fit, features))
+    alpha, view = opened.ridge(features, fit)
     stored = np.asarray(block.values[:], np.float32)
     posts = changes_of.extended(opened, row, changed)
     design = Design(
         Block(features, np.vstack([stored, values, stored[[row]]]), block.columns, block.categorical), posts
     )
     target = np.r_[opened.target, np.full(len(changed) + 1, np.nan)]
-    made = design.predict(*design.fit(target, weight, alpha, view if view in design.views else design.views[0]))[n:]
+    made = design.predict(*design.fit(target, weight, alpha, view))[n:]
     return made[:-1] - made[-1]
-
-
-def _ridge_settings(opened: Opened, fit: str, features: str) -> tuple[float, str]:
-    """Penalty and view of the stored ridge: those with which it is found again for the posts that did not teach it."""
-    from kit.boosting.ridge import ALPHAS, Design
-
-    side, kept = _side(opened, fit), opened.taught(features, fit)[:, 0]
-    design, outside = Design(opened.block(features), opened.posts), np.setdiff1d(np.arange(len(opened.posts)), side)
-    weight = np.isin(np.arange(len(opened.posts)), side).astype(float)
-    for alpha in ALPHAS[1:] + ALPHAS[:1]:  # the likely ones first
-        for view in reversed(design.views):
-            made = design.predict(*design.fit(opened.target, weight, alpha, view))
-            if np.abs(made[outside] - kept[outside]).mean() < SAME_RIDGE:
-                return alpha, view
-    raise InputError(f"the stored ridge of {features} cannot be found again: let ./run_all.sh --force 06 fit it")
