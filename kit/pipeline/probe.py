@@ -28,7 +28,7 @@ from kit.pipeline.plan import PROBED, START_S, size
 from kit.release import smpd
 from kit.run.directory import Run
 
-SAMPLE = {"posts": 2000, "rows": 4000, "columns": 200, "trees": 30, "images": 32, "texts": 128}
+SAMPLE = {"posts": 2000, "least_rows": 500, "rows": 4000, "columns": 200, "trees": 30, "images": 32, "texts": 128}
 COLUMNS = {"statistic": 350, "behaviour": 180, "clip_ft_full": 3700}  # of blocks that are not made yet; others: OTHER
 OTHER = 64
 GROWTH = {
@@ -138,7 +138,7 @@ def _tree_s(model: str, n: float) -> float:
     from kit.boosting.data import Data
     from kit.boosting.learners import LEARNERS
 
-    rng, rows = np.random.default_rng(0), int(min(n, SAMPLE["rows"]))
+    rng, rows = np.random.default_rng(0), int(np.clip(n, SAMPLE["least_rows"], SAMPLE["rows"]))
     values = rng.normal(size=(rows, SAMPLE["columns"])).astype(np.float32)
     data = Data(values, np.zeros(SAMPLE["columns"], dtype=bool), values[:, :5].sum(axis=1).astype(np.float64))
     learner = LEARNERS[model]
