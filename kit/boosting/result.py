@@ -74,9 +74,11 @@ def score_table(results: Mapping[tuple[str, str, str], FoldResult]) -> pd.DataFr
 
 
 def importance_table(results: Mapping[str, FoldResult]) -> pd.DataFrame:
-    """model, column, gain: the share of each column in each model's gain, for the models that know it."""
-    tables = [result.importance.assign(model=model) for model, result in results.items() if len(result.importance)]
-    return pd.concat(tables, ignore_index=True)[["model", "column", "gain"]]
+    """model, column, gain: the share of each column in each model's gain, for the models that know it; others not at all."""
+    tables = [
+        result.importance.assign(model=model) for model, result in results.items() if result.importance["gain"].any()
+    ]
+    return pd.concat([pd.DataFrame(columns=["model", "column", "gain"], dtype=float), *tables], ignore_index=True)
 
 
 def prediction_table(posts: pd.DataFrame, folds: np.ndarray, results: Mapping[str, FoldResult]) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
@@ -23,13 +24,37 @@ def zero_shot_classes(tower: TextTower, names: Sequence[str], template: str = "a
     return F.normalize(tower.encode_ids(ids)[0].float(), dim=-1)
 
 
+def nearest_class(features: np.ndarray, class_emb: Tensor, rows: np.ndarray) -> np.ndarray:
+    """(len(rows),) int: the class whose embedding (K, d) is nearest to the feature (n_posts, d) of each of ``rows``."""
+    parts = np.array_split(rows, max(1, -(-len(rows) // CHUNK)))
+    cosines = (np.asarray(features[part], np.float32) @ class_emb.cpu().numpy().T for part in parts)  # times row norms
+    return np.concatenate([part.argmax(axis=1) for part in cosines])
+
+
 def zero_shot_accuracy(features: np.ndarray, class_emb: Tensor, labels: np.ndarray, rows: np.ndarray) -> float:
     """Share of ``rows``, posts that have a class, whose feature (n_posts, d) is nearest to their class embedding (K, d)."""
-    if not len(rows):
-        return float("nan")
-    parts = np.array_split(rows, -(-len(rows) // CHUNK))
-    cosines = (np.asarray(features[part], np.float32) @ class_emb.cpu().numpy().T for part in parts)  # times row norms
-    return float((np.concatenate([part.argmax(axis=1) for part in cosines]) == labels[rows]).mean())
+    return float((nearest_class(features, class_emb, rows) == labels[rows]).mean()) if len(rows) else float("nan")
+
+
+def confused(said: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
+    """Which classes are taken for which, those that go wrong most often first.
+
+    Args:
+        said, labels: (n,) int places in ``classes``, of posts that have a class.
+
+    Returns:
+        DataFrame subcategory, n, right (share of its posts), taken_for (the wrong class said most often; "" without), share.
+    """
+    counts = np.zeros((len(classes), len(classes)), dtype=int)
+    np.add.at(counts, (labels, said), 1)
+    n, right = counts.sum(axis=1), counts.diagonal().copy()
+    np.fill_diagonal(counts, 0)
+    names, most, part = np.array(classes), counts.max(axis=1), 1 / np.maximum(n, 1)
+    taken_for = np.where(most, names[counts.argmax(axis=1)], "")
+    table = pd.DataFrame(
+        {"subcategory": names, "n": n, "right": right * part, "taken_for": taken_for, "share": most * part}
+    )
+    return table.iloc[np.argsort(right - n, kind="stable")].query("n > 0").reset_index(drop=True)
 
 
 def probe_accuracy(

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from kit.clip_ft.prototypes import class_order
-from kit.clip_ft.zero_shot import zero_shot_accuracy, zero_shot_classes
+from kit.clip_ft.zero_shot import confused, nearest_class, zero_shot_accuracy, zero_shot_classes
 from kit.encoders.frozen import clip_block, nearest_posts
 from kit.release.taxonomy import prompt_names
 from kit.viz.figures import shot_pictures
@@ -53,6 +53,10 @@ def test_zero_shot_finds_what_the_sentence_says():
     image = class_emb.numpy()[[0, 1, 2, 0, 1]].astype(np.float16)  # the last post looks like another class
     assert zero_shot_accuracy(image, class_emb, labels, np.array([0, 1, 2, 4])) == pytest.approx(3 / 4)
     assert np.isnan(zero_shot_accuracy(image, class_emb, labels, np.array([], dtype=int)))
+    rows = np.array([0, 1, 2, 4])
+    found = confused(nearest_class(image, class_emb, rows), labels[rows], classes).set_index("subcategory")
+    assert found.loc["Tea"].to_list() == [2, 0.5, "Dogs", 0.5] and found.index[0] == "Tea"
+    assert found.loc["Cats"].to_list() == [1, 1.0, "", 0.0]
 
 
 def test_pictures_and_order(tmp_path):

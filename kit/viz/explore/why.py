@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from kit.evaluation.table_one import parse_sets
-from kit.features import behaviour, statistic
-from kit.features.families import Context
+from kit.features.origin import origins
 from kit.viz.explore import page
 from kit.viz.explore.opened import Opened
 
-SAMPLE = 300  # posts that tell which family makes which column
 REST = "the fusion itself"  # what its limits and the weights of the post's own fold change
 LITTLE = 0.05  # label units between base and prediction below which a fusion's stretch cannot be told from them
 
@@ -85,39 +82,10 @@ def _of_model(opened: Opened, name: str, fit: str, row: int) -> tuple[pd.DataFra
     block, taught = opened.block(features), opened.taught(features, fit)
     found = opened.model(name, fit).contributions(np.array([row]))[0]
     values = block.values[np.array([row])][0]
-    own = origins(opened, features)
+    blocks = parse_sets([features])[0].blocks
+    own = opened.keep(("origins", features), lambda: origins(opened.run, opened.posts, blocks))
     if taught is not None:
         values = np.r_[values, taught[row]]
         own = pd.concat([own, pd.DataFrame({"block": "taught", "family": "past labels", "column": TAUGHT})])
         own.loc[own["column"] == "ridge", "family"] = "ridge on all words"
     return own.assign(value=values, contribution=found[:-1]), float(found[-1])
-
-
-def origins(opened: Opened, features: str) -> pd.DataFrame:
-    """block, family, column of each column of a feature set, in its order."""
-    return opened.keep(("origins", features), lambda: _origins(opened, features))
-
-
-def _origins(opened: Opened, features: str) -> pd.DataFrame:
-    rows = []
-    for name in parse_sets([features])[0].blocks:
-        block = opened.run.read_block(name)
-        makers = opened.keep(("makers", name), lambda name=name: _makers(opened.posts, name))
-        rows += [(name, makers.get(_stem(column)) or _stem(column).strip("_# "), column) for column in block.columns]
-    table = pd.DataFrame(rows, columns=["block", "family", "column"])
-    return table.assign(column=opened.block(features).columns)
-
-
-def _makers(posts: pd.DataFrame, block: str) -> dict[str, str]:
-    """Stem of a column name -> the family that makes it, for the blocks made of families."""
-    rooms = {"statistic": (statistic.FAMILIES, Context), "behaviour": (behaviour.FAMILIES, behaviour.AuthorContext)}
-    if block not in rooms:
-        return {}
-    families, context = rooms[block]
-    some = context(posts.iloc[:SAMPLE].reset_index(drop=True), 2, 5, 0)
-    made = {_stem(column): name for name, family in families.items() for column in family(some)}
-    return made | {"title_char_svd_#": "title_svd"}
-
-
-def _stem(column: str) -> str:
-    return re.sub(r"\d+$", "#", column)
