@@ -236,17 +236,15 @@ class _Heartbeat:
             self.peak_mb = max(self.peak_mb, _children_mb())
             elapsed = time.perf_counter() - self._started
             if elapsed - said >= SECONDS_BETWEEN_LINES:
-                said = elapsed
-                print(
-                    f"{self.label:{self.width}}  {elapsed:4.0f} s  {self._last_line()}{self._left(elapsed)}", flush=True
-                )
+                said, line = elapsed, self._last_line()
+                print(f"{self.label:{self.width}}  {elapsed:4.0f} s  {line}{self._left(elapsed, line)}", flush=True)
 
-    def _left(self, elapsed: float) -> str:
-        """What is left of the whole run, as far as it is known."""
-        if not any(seconds > 0 for seconds in self.ahead):
-            return ""
-        own, *later = (0.0 if seconds != seconds else seconds for seconds in self.ahead)
-        return f" | run: {clock(max(0.0, own - elapsed) + sum(later))} left"
+    def _left(self, elapsed: float, line: str = "") -> str:
+        """What is left of the whole run, as far as it is known: by the plan, or by what the step itself says if that is more."""
+        own, *later = (0.0 if seconds != seconds else seconds for seconds in self.ahead or [0.0])
+        says = re.search(r"([\d,]+) s left$", line)
+        own_left = max(0.0, own - elapsed, float(says[1].replace(",", "")) if says else 0.0)
+        return f" | run: {clock(own_left + sum(later))} left" if own or own_left or sum(later) else ""
 
     def _last_line(self) -> str:
         with open(self.log_path, "rb") as handle:

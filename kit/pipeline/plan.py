@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from kit.base.machine import GB, usable_cores
@@ -18,6 +20,7 @@ from kit.pipeline.steps import Step
 from kit.run.marks import read_mark
 
 PROBED = ("04_features", "05_oversampling", "06_gbdt_folds")  # steps that a probe knows
+PROBES = 4  # at most, side by side
 START_S = 4.0  # of a kernel, a notebook's imports and its figures
 ALIKE = {  # parameters that must be the same for one run's time to tell of another's
     "02": ("clip_model",), "03": (), "04": ("baselines",), "05": ("model", "learning_rate"),
@@ -145,8 +148,17 @@ def size(number: str, parameters: Mapping[str, Any]) -> float:
 
 
 def _asked(steps: list, run_dir: Path) -> dict[str, float]:
-    """What the probe says; nothing where it cannot work: whoever runs the steps will be told why."""
+    """What the probe says, the mean of several side by side, since fits will keep all cores busy, too.
+
+    Nothing where it cannot work: whoever runs the steps will be told why.
+    """
     command = [sys.executable, "-m", "kit.pipeline.probe", json.dumps(steps), str(run_dir)]
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(lambda _: _printed(command), range(min(usable_cores(), PROBES))))
+    return {name: fmean(one[name] for one in done) for name in done[0]} if all(done) else {}
+
+
+def _printed(command: list[str]) -> dict[str, float]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
@@ -156,10 +168,6 @@ def clock(seconds: float) -> str:
     """A time in words: "?", "40 s", "12 min" or "3.4 h"."""
     if not math.isfinite(seconds):
         return "?"
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

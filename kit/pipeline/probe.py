@@ -68,9 +68,9 @@ def probe(steps: Sequence[tuple[str, Mapping[str, Any]]], run_dir: Path) -> dict
 
 def _features_s(posts: pd.DataFrame) -> float:
     some = posts.iloc[: SAMPLE["posts"]].reset_index(drop=True)
-    started = time.process_time()
+    started = time.perf_counter()
     statistic_block(some), behaviour_block(some)
-    return (time.process_time() - started) * len(posts) / len(some)
+    return (time.perf_counter() - started) * len(posts) / len(some)
 
 
 def _encoders_s(posts: pd.DataFrame, asked: Mapping[str, Any]) -> Iterator[float]:
@@ -105,10 +105,10 @@ def _encoded_s(encoder: Any, make: Callable[[], Any], n: int) -> float:
 
     with torch.inference_mode():
         encoder.encode_batch(encoder.module, make()[:2])  # the first pass takes longer
-        started = time.process_time()
+        started = time.perf_counter()
         batch = make()
         encoder.encode_batch(encoder.module, batch)
-    return (time.process_time() - started) / len(batch) * n
+    return (time.perf_counter() - started) / len(batch) * n
 
 
 def _fits_s(asked: Mapping[str, Any], n_folds: int, n_train: float, run: Run) -> float:
@@ -146,7 +146,7 @@ def _tree_s(model: str, n: float) -> float:
     times = []
     for n_trees in (1, 1, 1 + SAMPLE["trees"]):  # a first fit; what there is to do beside trees; and with trees
         fitted.fit(np.arange(rows), n_trees)
-        times.append(time.process_time())
+        times.append(time.perf_counter())
     beside, both = np.diff(times)
     return max(1e-6, both - beside) / SAMPLE["trees"] / SAMPLE["columns"] * max(1.0, n / rows)
 

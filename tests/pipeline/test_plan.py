@@ -97,4 +97,7 @@ def test_the_plan_sums_what_is_known():
 def test_progress_says_what_is_left_of_the_run():
     left = _Heartbeat("06", Path(), 0, [100.0, np.nan, 30.0])._left
     assert left(40) == " | run: 90 s left" and left(500) == " | run: 30 s left"
-    assert _Heartbeat("06", Path(), 0, [])._left(3) == ""
+    assert left(95, "fits: 1 of 6 fit, 10.3 s/fit, 1,052 s left") == " | run: 18 min left"
+    assert left(40, "fits: 5 of 6 fit, 10.3 s/fit, 10 s left") == " | run: 90 s left"
+    nothing = _Heartbeat("06", Path(), 0, [])._left
+    assert nothing(3) == "" and nothing(3, "fits: 1 of 6 fit, 1.0 s/fit, 5 s left") == " | run: 5 s left"
