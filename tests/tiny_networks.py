@@ -139,5 +139,5 @@ def small_dual(folder: Path, dim: int = 16) -> Clip:
 
 SAVE = {
     "resnet": save_resnet, "vit": save_vit, "bert": save_bert, "blip": save_blip, "blip2": save_blip2,
-    "efficientnet": save_efficientnet, "minilm": save_bert,
+    "efficientnet": save_efficientnet, "minilm": save_bert, "e5": save_bert,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Blocks of frozen encoders beside CLIP: the paper's ResNet and BERT, ViT and BERT, BLIP; EfficientNet-Lite0 and MiniLM.
+"""Blocks of frozen encoders beside CLIP: the paper's ResNet and BERT, ViT and BERT, BLIP; EfficientNet-Lite0, MiniLM, E5.
 
 The networks themselves are in ``kit.encoders.networks``, which is imported only where one is used.
 """
@@ -15,8 +15,18 @@ import numpy as np
 import pandas as pd
 
 from kit.base.errors import InputError
-from kit.encoders.registry import ENCODERS, NETWORKS, chosen_models, known_block
+from kit.encoders.registry import (
+    ENCODERS,
+    LATIN_READER,
+    NETWORKS,
+    OTHER_READER,
+    SENTENCES,
+    chosen_models,
+    known_block,
+    wanted_blocks,
+)
 from kit.encoders.weights import WEIGHTS_DIR, find_weights, missing_weights, ready_network, weight_files
+from kit.release.texts import other_letters
 from kit.run.block import Block
 
 
@@ -80,23 +90,32 @@ def why_not(
     """Every block of ``ENCODERS`` -> what keeps it from being made, ``""`` where nothing does.
 
     Args:
-        wanted: the blocks asked for.
-        posts: n posts, of which `image_path` is read.
+        wanted: the blocks asked for; ``SENTENCES`` is MiniLM, or E5 where most of the titles is in other letters than Latin.
+        posts: n posts, of which `image_path` is read, and `Title` for ``SENTENCES``.
         models, weights_dir, download: as in ``baseline_block``.
     Raises:
         InputError: an unknown block or model.
     """
-    unwanted = set(ENCODERS) - {known_block(name) for name in wanted}
+    share = other_letters(posts["Title"]) if SENTENCES in wanted else None
+    asked = wanted_blocks(wanted, share)
     no_image = not posts["image_path"].map(os.path.isfile).any()
     reasons = {}
     for name in ENCODERS:
         missing = "" if download else missing_weights(name, models, weights_dir)
         reasons[name] = (
-            "not asked for (04.baselines)" if name in unwanted
+            _not_asked(name, share) if name not in asked
             else f"none of the {len(posts):,} image files is on disk" if no_image and ENCODERS[name].image
             else missing and f"needs {missing}"
         )  # fmt: skip
     return reasons
+
+
+def _not_asked(name: str, share: float | None) -> str:
+    """Why a block is not made that the user has not named, for the share of letters that ``SENTENCES`` was decided by."""
+    if share is None or name not in (LATIN_READER, OTHER_READER):
+        return "not asked for (04.baselines)"
+    other = OTHER_READER if name == LATIN_READER else LATIN_READER
+    return f"{share:.0%} of the titles' letters are not Latin, so {other} reads them (04.baselines={name} would ask for it)"
 
 
 def credit(name: str, models: Mapping[str, str] | None = None) -> str:

@@ -32,6 +32,7 @@ from kit.encoders.registry import SUFFIXES, resnet_weights
 
 MAX_TOKENS = 128  # of a text; the titles and tags of a post are nearly always shorter
 IMAGE_TOKEN = "<image>"  # in BLIP-2's tokenizer, but not in its text network
+PREFIXES = {"e5": "query: "}  # before each text, as the network was trained; its model card gives features this one
 NOT_USED = ("pooler.", "itm_head.")  # parts of a checkpoint that no feature here depends on
 
 
@@ -50,11 +51,14 @@ def load_image_encoder(network: str, model: str, path: Path) -> ImageEncoder:
 
 
 def load_text_encoder(network: str, model: str, path: Path) -> TextEncoder:
-    """The text side of a network (arguments as in ``load_image_encoder``; ``network`` is "bert", "minilm", "blip" or "blip2")."""
+    """The text side of a network (arguments as in ``load_image_encoder``).
+
+    ``network`` is "bert", "minilm", "e5", "blip" or "blip2".
+    """
     with _loading(model, path):
         if network in ("blip", "blip2"):
             return {"blip": _blip_text, "blip2": _blip2_text}[network](model, path)
-        return _bert(model, path, unit=network == "minilm")
+        return _bert(model, path, unit=network in ("minilm", "e5"), prefix=PREFIXES.get(network, ""))
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -68,10 +72,12 @@ class TokenTower(nn.Module):
         pool: ids (B, L) and mask (B, L) -> (B, d).
         tokenizer: of transformers.
         config: of the network, for its number of words and of positions.
+        prefix: put before each text.
     """
 
-    def __init__(self, name: str, pool: nn.Module, tokenizer: Any, config: Any):
+    def __init__(self, name: str, pool: nn.Module, tokenizer: Any, config: Any, prefix: str = ""):
         super().__init__()
+        self.prefix = prefix
         self.n_words = config.vocab_size
         n_own = len(tokenizer) - (IMAGE_TOKEN in tokenizer.get_vocab())
         if tokenizer.pad_token_id is None or n_own > self.n_words:
@@ -85,13 +91,13 @@ class TokenTower(nn.Module):
 
     def words(self) -> list:
         """What the tokenizer does, for a fingerprint."""
-        sample = self.tokenizer("Ünïcode: a photo of Two dogs").input_ids
+        sample = self.tokenizer(f"{self.prefix}Ünïcode: a photo of Two dogs").input_ids
         return [sorted(self.tokenizer.get_vocab().items()), sample, self.max_tokens]
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """(N, L) int64 ids, cut to ``max_tokens`` and padded to the longest: wider padding would make batches too large."""
         options = {"padding": True, "truncation": True, "max_length": self.max_tokens, "return_tensors": "pt"}
-        ids = self.tokenizer(texts, **options)["input_ids"]
+        ids = self.tokenizer([self.prefix + text for text in texts], **options)["input_ids"]
         return ids.where(ids < self.n_words, self.tokenizer.pad_token_id)  # only IMAGE_TOKEN is no word of the network
 
     def lengths(self, ids: Tensor) -> Tensor:
@@ -224,11 +230,11 @@ def fast_convolutions(module: nn.Module) -> nn.Module:
     return module.to(memory_format=torch.channels_last)
 
 
-def _bert(model: str, path: Path, unit: bool) -> TextEncoder:
+def _bert(model: str, path: Path, unit: bool, prefix: str = "") -> TextEncoder:
     module = _pretrained(transformers.AutoModel, path)
     if hasattr(module, "pooler"):
         module.pooler = None  # behind the last layer; random where the file has none
-    return _text_encoder(model, MeanToken(module), path, module.config, unit)
+    return _text_encoder(model, MeanToken(module), path, module.config, unit, prefix)
 
 
 def _blip_image(model: str, path: Path) -> ImageEncoder:
@@ -264,9 +270,11 @@ def _blip_text(model: str, path: Path) -> TextEncoder:
     return _text_encoder(f"{model} text", module, path, both.config.text_config, unit=True)
 
 
-def _text_encoder(name: str, pool: nn.Module, path: Path, config: Any, unit: bool) -> TextEncoder:
+def _text_encoder(
+    name: str, pool: nn.Module, path: Path, config: Any, unit: bool, prefix: str = ""
+) -> TextEncoder:  # fmt: skip
     tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    tower = TokenTower(name, pool, tokenizer, config)
+    tower = TokenTower(name, pool, tokenizer, config, prefix)
     return TextEncoder(name, tower, unit, settings=tower.words(), made_by=__name__)
 
 

