@@ -138,10 +138,10 @@ def wanted_blocks(wanted: Sequence[str], share: float | None) -> list[str]:
     Raises:
         InputError: an unknown block.
     """
-    both = [LATIN_READER] * (share is None or share < MOSTLY_OTHER) + [OTHER_READER] * (
-        share is None or share >= MOSTLY_OTHER
-    )
-    names = [name for one in wanted for name in (both if one == SENTENCES else [known_block(one)])]
+    readers = [LATIN_READER, OTHER_READER]
+    if share is not None:
+        readers = readers[1:] if share >= MOSTLY_OTHER else readers[:1]
+    names = [name for one in wanted for name in (readers if one == SENTENCES else [known_block(one)])]
     return list(dict.fromkeys(names))
 
 
