@@ -22,7 +22,7 @@ from kit.predict.posts import join_posts, read_new
 from kit.run.directory import Run
 from kit.run.marks import read_mark
 
-LEVEL = 0.9  # of the range: so many out-of-fold predictions were no farther off
+LEVEL = 0.9  # of the range: share of the out-of-fold predictions that such ranges hold
 MAKERS = (
     "02_prototypes",
     "03_clip_ft",
@@ -61,7 +61,7 @@ def predict(run_dir: Path, path: Path, level: float = LEVEL) -> pd.DataFrame:
     Args:
         run_dir: a finished run of this code.
         path: a folder in the layout of a release, whose test part is read, or a JSON file (see ``read_new``).
-        level: share of the run's out-of-fold residuals that the range holds.
+        level: share of the run's out-of-fold predictions that such ranges hold.
     Raises:
         InputError: posts or run are not as they must be; nothing is written then.
     """
@@ -73,8 +73,7 @@ def predict(run_dir: Path, path: Path, level: float = LEVEL) -> pd.DataFrame:
         laid_out.mkdir()
         work.mkdir()
         new, said = read_new(path, laid_out)
-        known = run.posts()
-        posts, rows, unseen = join_posts(known, new)
+        posts, rows, unseen = join_posts(run.posts(), new)
         found, lost = _usable_models(run)
         asked = [model for model, weight in found.weights.items() if weight]
         wanted = dict.fromkeys(part for model in asked for part in _blocks_of(run, model))
@@ -87,12 +86,8 @@ def predict(run_dir: Path, path: Path, level: float = LEVEL) -> pd.DataFrame:
         told = models.final_predictions(run, posts, rows, joint, asked, work)
         told |= {model: np.zeros(len(rows)) for model in found.weights if model not in told}  # their weight is 0
     prediction = found.predict(told)
-    low, high = models.interval(found, known["label"].to_numpy(), level)
-    limits = found.learnt.low, found.learnt.high
-    return pd.DataFrame({
-        "Pid": new["Pid"], "Uid": new["Uid"], "prediction": prediction,
-        "low": np.clip(prediction + low, *limits), "high": np.clip(prediction + high, *limits),
-    })  # fmt: skip
+    low, high = models.interval(run, found, posts, rows, prediction, level).T
+    return pd.DataFrame({"Pid": new["Pid"], "Uid": new["Uid"], "prediction": prediction, "low": low, "high": high})
 
 
 def _open(run_dir: Path) -> Run:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kit.base.errors import InputError
-from kit.evaluation import blend, table_one
+from kit.evaluation import blend, intervals, table_one
 from kit.run.block import Block
 from kit.run.directory import Run
 from kit.run.folds import TEST
@@ -40,11 +40,23 @@ def fusion(run: Run, without: Sequence[str] = ()) -> blend.Blend:
     return blend.for_the_test_part(found, run, posts, scheme, calibrate)
 
 
-def interval(found: blend.Blend, target: np.ndarray, level: float) -> tuple[float, float]:
-    """What to add to a prediction for a range that holds `level` of the out-of-fold residuals, as much left out on each side."""
-    residual = (target - found.oof)[np.isfinite(found.oof) & np.isfinite(target)]
-    low, high = np.quantile(residual, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def interval(
+    run: Run, found: blend.Blend, posts: pd.DataFrame, rows: np.ndarray, prediction: np.ndarray, level: float
+) -> np.ndarray:  # fmt: skip
+    """(n_new, 2) range of each prediction, as much left out on each side; see `kit.evaluation.intervals`.
+
+    Args:
+        found: the fusion that predicts.
+        posts, rows: the run's posts and new ones, from ``join_posts``.
+        prediction: (n_new,).
+        level: share of the out-of-fold predictions that such ranges hold.
+    """
+    known = run.posts()
+    cut = read_folds(run, known, _scheme(run))
+    ranges = intervals.fit_ranges(found.oof, intervals.earlier_in_folds(known, cut), known["label"].to_numpy())
+    earlier = intervals.earlier_posts(posts, np.flatnonzero(posts["split"] == "train"))[rows]
+    ends = ranges(prediction, earlier, ((1 - level) / 2, (1 + level) / 2))
+    return np.clip(ends, found.learnt.low, found.learnt.high)
 
 
 def model_folder(run: Run, model: str) -> Path:

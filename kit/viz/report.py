@@ -80,7 +80,7 @@ def _cards(run: Run, facts: dict) -> list[tuple[str, str]]:
 
 
 def _fusion(run: Run) -> dict | None:
-    """The fusion under every fold scheme, and the ways of fusion that were tried."""
+    """The fusion under every fold scheme, the ways of fusion that were tried, and how sure it is."""
     scores, tried = _read(run, "blend_scores"), _read(run, "fusion")
     if scores is None:
         return None
@@ -92,9 +92,10 @@ def _fusion(run: Run) -> dict | None:
     if tried is not None:
         spreads = {m.upper(): list(map(tables.spread, tried[m], tried[f"{m}_sd"])) for m in ("src", "mae")}
         tried = tried[["fusion"]].assign(**spreads, **{"models used": tried["models"]})
-    schemes = _read(run, "schemes")
+    schemes, coverage = _read(run, "schemes"), _read(run, "coverage")
     decides = None if schemes is None else schemes[schemes["decides"]].iloc[0]
-    return {"scores": pd.DataFrame(rows), "tried": tried, "decides": decides}
+    ranges = None if coverage is None or coverage.empty else tables.coverage_as_text(coverage)
+    return {"scores": pd.DataFrame(rows), "tried": tried, "decides": decides, "ranges": ranges}
 
 
 def _table_one(run: Run) -> list[dict]:

@@ -43,3 +43,12 @@ def gains_as_text(gains: pd.DataFrame) -> pd.DataFrame:
         cells = gains[[metric, f"{metric}_low", f"{metric}_high"]].itertuples(index=False)
         out[f"{metric.upper()} (95 % range)"] = [f"{d:+.4f} ({low:+.4f} to {high:+.4f})" for d, low, high in cells]
     return out.assign(reading=gains["reading"])
+
+
+def coverage_as_text(coverage: pd.DataFrame) -> pd.DataFrame:
+    """Table of `intervals.coverage`, with `scheme`: each measure of the ranges beside that of one range for all posts."""
+    out = coverage[["scheme", "authors", "n"]].copy()
+    for name, shape in {"inside": "{:.1%}", "width": "{:.2f}", "pinball": "{:.3f}"}.items():
+        out[name] = coverage[name].map(shape.format)
+        out[f"{name}, one for all"] = coverage[f"same_{name}"].map(shape.format)
+    return out

@@ -71,10 +71,14 @@ def test_the_table_holds_what_was_submitted_and_a_range(finished, data, tmp_path
     sent = pd.read_csv(finished[1] / "submission.csv", dtype={"post_id": str}).set_index("post_id").iloc[:, 0]
     np.testing.assert_allclose(table["prediction"], sent["post" + table["Pid"]], atol=1e-3)
     assert (table["low"] <= table["prediction"]).all() and (table["prediction"] <= table["high"]).all()
-    run = Run.open(finished[1])
-    low, high = models.interval(models.fusion(run), run.posts()["label"].to_numpy(), 0.8)
-    residual = (run.posts()["label"] - models.fusion(run).oof).dropna()
-    assert residual.between(low, high).mean() == pytest.approx(0.8, abs=0.02)
+    ranges = (
+        pd.read_csv(finished[1] / "tables" / "intervals.csv", dtype={"Pid": str}).set_index("Pid").loc[table["Pid"]]
+    )
+    np.testing.assert_allclose(table[["low", "high"]], ranges[["low", "high"]], atol=1e-3)
+    wide = predict(finished[1], data, 0.95)
+    assert (wide["low"] <= table["low"] + 1e-9).all() and (wide["high"] - wide["low"]).sum() > 1.1 * (
+        table["high"] - table["low"]
+    ).sum()
 
 
 def test_one_post_and_its_image(finished, tmp_path, capsys):

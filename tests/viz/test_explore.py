@@ -79,6 +79,22 @@ def test_nothing_changed_is_the_stored_prediction(look, row):
     assert (found.table["low"] < found.table["high"]).all()
 
 
+def test_ranges_are_those_of_the_table_and_follow_the_date(look):
+    opened, kept = (
+        look.opened,
+        pd.read_csv(look.opened.run.dir / "tables" / "intervals.csv", dtype={"Pid": str}).set_index("Pid"),
+    )
+    for row in np.flatnonzero(opened.posts["split"] == "test")[::6]:
+        pid = opened.posts["Pid"].iloc[row]
+        found = what_if.what_if(opened, pid, [{}]).table.iloc[0]
+        low, high = found[["low", "high"]].clip(opened.blend.learnt.low, opened.blend.learnt.high)
+        assert (low, high) == pytest.approx(tuple(kept.loc[pid, ["low", "high"]]))
+        assert what_if._earlier(opened, row, opened.posts.iloc[[row]]) == kept.loc[pid, "earlier"]
+        first = opened.posts.iloc[[row]].assign(Postdate=opened.posts["Postdate"].min())
+        assert what_if._earlier(opened, row, first) == 0
+    assert kept["earlier"].max() > 0
+
+
 def test_a_change_moves_what_the_models_say(look):
     """Not each of a few small trees asks for each column: of 30 posts, some move."""
     pids, opened = look.opened.posts["Pid"].iloc[::4], look.opened

@@ -73,11 +73,18 @@ def test_the_fusion_stands_at_the_top(run_dir):
         {"scheme": ["user", "matched"], "decides": [False, True], "why": ["", "40% are by known authors"]}
     )
     schemes.to_csv(run_dir / "tables" / "schemes.csv", index=False)
+    ranges = {"scheme": "user", "authors": ["all", "known"], "n": [30, 12]}
+    worth = {"inside": [0.8012, 0.75], "width": [3.0, 2.5], "pinball": [0.31, 0.29]}
+    pd.DataFrame(ranges | worth | {f"same_{name}": [0.5, 0.25] for name in worth}).to_csv(
+        run_dir / "tables" / "coverage.csv", index=False
+    )
     (run_dir / "figures").mkdir()
     (run_dir / "figures" / "figure_1.png").write_bytes(b"picture")
     page = write_report(run_dir).read_text()
     assert "like the test part are folds by matched: 40% are by known authors." in page
     assert "0.6000</b><span>SRC of the fusion, ± 0.1414 over folds" in page and "2 by user" in page
+    row = "<td>12</td><td>75.0%</td><td>25.0%</td><td>2.50</td><td>0.25</td><td>0.290</td><td>0.250</td>"
+    assert "<td>80.1%</td>" in page and row in "".join(line.strip() for line in page.splitlines())
     assert page.count('src="data:image/png;base64,cGljdHVyZQ=="') == 1 and "Words per title" in page
 
 

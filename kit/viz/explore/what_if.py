@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kit.evaluation import intervals
 from kit.evaluation.table_one import parse_sets
+from kit.features.past import post_times
 from kit.run.block import Block
 from kit.run.directory import Run
+from kit.run.folds import Folds
 from kit.run.predictions import read_folds
 from kit.viz.explore import changed as changes_of
 from kit.viz.explore import page
 from kit.viz.explore.opened import Opened
-
-NEAR = 300  # scored posts with predictions most like the new one, whose errors give its range
-RANGE = 0.1, 0.9
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class WhatIf:
         pid: the post.
         stored: what the run predicts for it.
         table: one row per variant: its values, prediction, change; the least and most that any model of the fusion moves
-            (models_low, models_high); and low, high, which hold 80 % of the labels of posts predicted alike.
+            (models_low, models_high); and low, high: the range of `kit.evaluation.intervals`, which holds 80 % of labels.
         models: prediction of every model with weight, one row per variant.
         held: what stayed as it is although it might move, in words.
     """
@@ -50,7 +50,7 @@ class WhatIf:
                 for name, value in given.items()
             )
             note = (f"to {one['prediction']:.2f}; single models {one['models_low']:+.2f} to {one['models_high']:+.2f}; "
-                    f"80 % of posts predicted so lie in {one['low']:.2f} to {one['high']:.2f}")  # fmt: skip
+                    f"80 % of posts like it lie in {one['low']:.2f} to {one['high']:.2f}")  # fmt: skip
             rows.append((asked or "nothing changed", note, one["change"]))
         return page.bars_html(
             rows, f"Post {self.pid}, predicted {self.stored:.2f}. Held fixed: {'; '.join(self.held)}."
@@ -87,11 +87,12 @@ def what_if(opened: Opened, pid: str | int, variants: Sequence[Mapping[str, Any]
             continue
         own = Block(features, values[features], block.columns, block.categorical)
         predicted[name] = opened.load(name, fit, own, taught).predict(np.arange(len(changed)))
-    return _result(opened, row, variants, predicted, changes_of.held(opened, blocks, changes))
+    return _result(opened, row, variants, changed, predicted, changes_of.held(opened, blocks, changes))
 
 
 def _result(
-    opened: Opened, row: int, variants: Sequence[Mapping[str, Any]], predicted: dict[str, np.ndarray], held: list[str]
+    opened: Opened, row: int, variants: Sequence[Mapping[str, Any]], changed: pd.DataFrame,
+    predicted: dict[str, np.ndarray], held: list[str],
 ) -> WhatIf:  # fmt: skip
     models = pd.DataFrame(predicted)
     before = {name: opened.predictions[name][[row]] for name in predicted}
@@ -100,7 +101,7 @@ def _result(
     table = (
         pd.DataFrame([_told(variant) for variant in variants]) if any(variants) else pd.DataFrame(index=models.index)
     )
-    low, high = np.array([_range(opened, value) for value in prediction]).T
+    low, high = _ranges(opened)(prediction, _earlier(opened, row, changed)).T
     table = table.assign(prediction=prediction, change=change, models_low=moves.min(axis=1), models_high=moves.max(axis=1),
                          low=low, high=high)  # fmt: skip
     return WhatIf(opened.posts["Pid"].iloc[row], float(opened.prediction[row]), table, models, held)
@@ -111,12 +112,21 @@ def _told(variant: Mapping[str, Any]) -> dict[str, Any]:
     return {name: " ".join(value) if isinstance(value, (list, tuple)) else value for name, value in variant.items()}
 
 
-def _range(opened: Opened, prediction: float) -> tuple[float, float]:
-    """Holds 80 % of the labels of the scored posts that were predicted most alike, moved to this prediction."""
-    scored = np.flatnonzero(np.isfinite(opened.prediction) & np.isfinite(opened.target))
-    near = scored[np.argsort(np.abs(opened.prediction[scored] - prediction), kind="stable")[:NEAR]]
-    low, high = np.quantile(opened.target[near] - opened.prediction[near], RANGE)
-    return prediction + low, prediction + high
+def _ranges(opened: Opened) -> intervals.Ranges:
+    """What the out-of-fold predictions of the run teach about ranges."""
+
+    def made() -> intervals.Ranges:
+        earlier = intervals.earlier_in_folds(opened.posts, _folds(opened))
+        return intervals.fit_ranges(opened.prediction, earlier, opened.target)
+
+    return opened.keep("ranges", made)
+
+
+def _earlier(opened: Opened, row: int, changed: pd.DataFrame) -> np.ndarray:
+    """(n_variants,) number of the author's earlier posts among those that taught the fit of a post."""
+    taught = opened.posts.iloc[_side(opened, opened.fit_name(row))]
+    own = taught[taught["Uid"] == opened.posts["Uid"].iloc[row]]
+    return np.searchsorted(np.sort(post_times(own)), post_times(changed))
 
 
 def _taught(
@@ -154,8 +164,11 @@ def _side(opened: Opened, fit: str) -> np.ndarray:
     """Row positions that taught a fit."""
     if fit == "final":
         return np.flatnonzero(opened.posts["split"] == "train")
-    folds = opened.keep("folds", lambda: read_folds(Run(opened.run.dir), opened.posts, opened.scheme))
-    return folds.rows(int(fit.removeprefix("fold_")))[0]
+    return _folds(opened).rows(int(fit.removeprefix("fold_")))[0]
+
+
+def _folds(opened: Opened) -> Folds:
+    return opened.keep("folds", lambda: read_folds(Run(opened.run.dir), opened.posts, opened.scheme))
 
 
 def _ridge(opened: Opened, row: int, fit: str, features: str, changed: pd.DataFrame, values: np.ndarray) -> np.ndarray:
