@@ -3,4 +3,4 @@
 A stage is a module of this folder with ``CASES`` (see ``measure.Case``) and its name in STAGES, in the order of the table.
 """
 
-STAGES = ("reading", "features", "images", "texts", "clip_ft", "taught", "folds", "submission")
+STAGES = ("reading", "features", "images", "texts", "clip_ft", "taught", "folds", "engines", "submission")
