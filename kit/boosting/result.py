@@ -75,7 +75,9 @@ def score_table(results: Mapping[tuple[str, str, str], FoldResult]) -> pd.DataFr
 
 def importance_table(results: Mapping[str, FoldResult]) -> pd.DataFrame:
     """model, column, gain: the share of each column in each model's gain, for the models that weigh more than one."""
-    weighed = {model: result.importance for model, result in results.items() if (result.importance["gain"] > 0).sum() > 1}
+    weighed = {
+        model: result.importance for model, result in results.items() if (result.importance["gain"] > 0).sum() > 1
+    }
     tables = [table.assign(model=model) for model, table in weighed.items()]
     return pd.concat([pd.DataFrame(columns=["model", "column", "gain"], dtype=float), *tables], ignore_index=True)
 
