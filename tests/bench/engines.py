@@ -11,6 +11,7 @@ import secrets
 import subprocess
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from kit.base.process import ENGINE
@@ -56,16 +57,13 @@ def fits(cores: int, engine: str, folder: Path, n: int) -> Task:
 
 def _start_ray() -> None:
     """A cluster of this machine, which ends with this process, whose end closes the pipe that the holder reads."""
-    try:
-        import ray  # noqa: F401
-    except ImportError as error:
-        raise NotInstalled("ray") from error
+    if not find_spec("ray"):
+        raise NotInstalled("ray")
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     slow = os.environ | {"RAY_raylet_start_wait_time_s": "60"}  # where other programs use the cores
-    held = subprocess.Popen(
-        [sys.executable, "-c", HOLD], env=slow, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    os.environ["RAY_ADDRESS"] = held.stdout.readline().strip()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    holders.append(subprocess.Popen([sys.executable, "-c", HOLD], env=slow, **pipes))
+    os.environ["RAY_ADDRESS"] = holders[-1].stdout.readline().strip()
 
 
 CASES = (
