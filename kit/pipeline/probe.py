@@ -21,7 +21,7 @@ from kit.base.machine import usable_cores
 from kit.base.paths import resolve
 from kit.encoders.registry import ENCODERS, Baseline, chosen_models, wanted_blocks
 from kit.encoders.weights import find_weights
-from kit.evaluation.table_one import parse_sets
+from kit.evaluation.table_one import FeatureSet, parse_sets
 from kit.features.behaviour import behaviour_block
 from kit.features.statistic import statistic_block
 from kit.pipeline.plan import PROBED, START_S, size
@@ -29,7 +29,16 @@ from kit.release import smpd
 from kit.release.texts import other_letters
 from kit.run.directory import Run
 
-SAMPLE = {"posts": 2000, "least_rows": 500, "rows": 4000, "columns": 200, "trees": 30, "images": 32, "texts": 128}
+SAMPLE = {
+    "posts": 2000,
+    "least_rows": 500,
+    "rows": 4000,
+    "columns": 200,
+    "codes": 4,
+    "trees": 30,
+    "images": 32,
+    "texts": 128,
+}
 COLUMNS = {"statistic": 350, "behaviour": 180, "clip_ft_full": 3700}  # of blocks that are not made yet; others: OTHER
 OTHER = 64
 GROWTH = {
@@ -37,6 +46,14 @@ GROWTH = {
     "catboost": 0.0055,
 }  # trees until early stopping, times learning rate, for each taught post
 SCHEMES = 2  # that 06.schemes=auto stands for
+TORCH_S = 3.0  # to load it, and its like
+DRAWN_S, WORKER_S, TASK_S, FUSED_S = (
+    2.5,
+    3.0,
+    0.5,
+    0.2,
+)  # around fits; to start a process, a task; to fuse a fit's models
+FINAL = 0.6  # of a fold: the model for test posts needs no counting
 STOP, TRAIN = 0.8, 0.63  # shares: of a training side that the trees are counted on, of the posts that have a label
 
 
@@ -56,11 +73,13 @@ def probe(steps: Sequence[tuple[str, Mapping[str, Any]]], run_dir: Path) -> dict
         if name == "01_eda":
             seconds = 3 * read_s
         elif name == "04_features":
-            seconds = _features_s(posts) + sum(_encoders_s(posts, asked)) / usable_cores()
+            seconds = TORCH_S + _features_s(posts) + sum(_encoders_s(posts, asked)) / usable_cores()
         elif name in PROBED:
             seconds = _fits_s(asked, n_folds, TRAIN * len(posts), run)
         elif name == "07_blend":
-            seconds = 0.0
+            seconds = FUSED_S * sum(
+                len(asked["sets"]) * len(asked["models"]) for name, asked in steps if "sets" in asked
+            )
         else:
             continue
         told[str(place)] = START_S + seconds
@@ -116,40 +135,51 @@ def _fits_s(asked: Mapping[str, Any], n_folds: int, n_train: float, run: Run) ->
     """Trees of all fits, by what a tree takes on as many posts and, in proportion, columns."""
     from kit.boosting.learners import LEARNERS
 
-    names, models = ([asked["features"]], [asked["model"]]) if "features" in asked else (asked["sets"], asked["models"])
-    n_columns = sum(
-        _columns(block, run) for one in parse_sets(names, run if run.block_names() else None) for block in one.blocks
-    )
-    n_folds_fitted = n_folds * (size("05", asked) if "features" in asked else SCHEMES * len(asked["schemes"]))
+    sets, models, times = _asked_fits(asked, run)
+    n_columns = sum(_columns(block, run) for one in sets for block in one.blocks)
+    n_folds_fitted = n_folds * times + FINAL
     total, n_taught = 0.0, n_train * (1 - 1 / n_folds)
     for model in (name for name in models if name in GROWTH):  # others take next to nothing
         rate = asked["learning_rate"] or LEARNERS[model].settings({}, SAMPLE["columns"])["learning_rate"]
         trees = min(asked["rounds"], GROWTH[model] * n_taught / rate)
         counted = STOP * min(asked["rounds"], trees + asked["patience"])
-        total += n_folds_fitted * (trees + counted) * _tree_s(model, n_taught) * n_columns
-    return total / usable_cores()
+        prepared_s, tree_s = _fit_s(model, n_taught)
+        total += n_folds_fitted * ((1 + STOP) * prepared_s + (trees + counted) * tree_s) * n_columns
+    return DRAWN_S + WORKER_S + (times * len(sets) * len(models) * TASK_S + total) / usable_cores()
+
+
+def _asked_fits(asked: Mapping[str, Any], run: Run) -> tuple[list[FeatureSet], list[str], float]:
+    """Feature sets and models of 05 or 06, and how often each of them is fitted to all folds."""
+    if "features" in asked:
+        return parse_sets([asked["features"]]), [asked["model"]], size("05", asked)
+    sets = parse_sets(asked["sets"], run if run.block_names() else None)
+    return sets, asked["models"], SCHEMES * len(asked["schemes"])
 
 
 def _columns(block: str, run: Run) -> int:
     return len(run.read_block(block).columns) if run.has_block(block) else COLUMNS.get(block, OTHER)
 
 
-def _tree_s(model: str, n: float) -> float:
-    """Seconds of a tree for each of its columns."""
+def _fit_s(model: str, n: float) -> tuple[float, float]:
+    """Seconds of a fit without its trees, and of one of its trees, for each of its columns."""
     from kit.boosting.data import Data
     from kit.boosting.learners import LEARNERS
 
-    rng, rows = np.random.default_rng(0), int(np.clip(n, SAMPLE["least_rows"], SAMPLE["rows"]))
-    values = rng.normal(size=(rows, SAMPLE["columns"])).astype(np.float32)
-    data = Data(values, np.zeros(SAMPLE["columns"], dtype=bool), values[:, :5].sum(axis=1).astype(np.float64))
+    rng, rows, k = np.random.default_rng(0), int(np.clip(n, SAMPLE["least_rows"], SAMPLE["rows"])), SAMPLE["columns"]
+    values = rng.normal(size=(rows, k)).astype(np.float32)
+    target, is_code = values[:, :5].sum(axis=1).astype(np.float64), np.arange(k) >= k - SAMPLE["codes"]
+    values[:, is_code] = rng.geometric(0.02, size=(rows, SAMPLE["codes"]))
     learner = LEARNERS[model]
-    fitted = learner(learner.prepare(data, learner.settings({}, 500), 1, 0, "cpu"), None, np.ones(rows), 1)
+    fitted = learner(
+        learner.prepare(Data(values, is_code, target), learner.settings({}, 500), 1, 0, "cpu"), None, np.ones(rows), 1
+    )
     times = []
     for n_trees in (1, 1, 1 + SAMPLE["trees"]):  # a first fit; what there is to do beside trees; and with trees
         fitted.fit(np.arange(rows), n_trees)
         times.append(time.perf_counter())
     beside, both = np.diff(times)
-    return max(1e-6, both - beside) / SAMPLE["trees"] / SAMPLE["columns"] * max(1.0, n / rows)
+    more = max(1.0, n / rows) / k
+    return beside * more, max(1e-6, both - beside) / SAMPLE["trees"] * more
 
 
 if __name__ == "__main__":
