@@ -112,8 +112,9 @@ def driver(part: str, folder: Path, environment: dict) -> str:
     return said
 
 
-def test_without_a_cluster_it_says_how_to_start_one(monkeypatch):
+def test_without_a_cluster_it_says_how_to_start_one(monkeypatch, tmp_path):
     monkeypatch.setenv("KIT_ENGINE", "ray")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # where a cluster of this machine, even a dead one, is written down
     monkeypatch.setenv("RAY_ADDRESS", "")
     cluster.cluster_shape.cache_clear()
     with pytest.raises(InputError, match="no cluster answers .*`ray start --head`"):

@@ -10,6 +10,7 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,7 +61,10 @@ def _start_ray() -> None:
     if not find_spec("ray"):
         raise NotInstalled("ray")
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    slow = os.environ | {"RAY_raylet_start_wait_time_s": "60"}  # where other programs use the cores
+    own = {
+        "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    }  # a dead one written down in /tmp/ray is waited for
+    slow = os.environ | own | {"RAY_raylet_start_wait_time_s": "60"}  # where other programs use the cores
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     holders.append(subprocess.Popen([sys.executable, "-c", HOLD], env=slow, **pipes))
     os.environ["RAY_ADDRESS"] = holders[-1].stdout.readline().strip()
