@@ -110,8 +110,9 @@ def test_a_task_whose_worker_dies_twice_is_named(tmp_path):
 
 def test_workers_end_with_the_process_that_waits_for_them():
     code = (
-        "from kit.base.tasks import map_tasks\nfrom tests.base.test_tasks import refuse\n"
-        "if __name__ == '__main__':\n    list(map_tasks(refuse, [5, 6], cores=2))"
+        "import signal\nfrom kit.base.tasks import map_tasks\nfrom tests.base.test_tasks import refuse\n"
+        "if __name__ == '__main__':\n    signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored behind nohup
+        "    list(map_tasks(refuse, [5, 6], cores=2))"
     )
     parent = psutil.Popen(
         [sys.executable, "-c", code], cwd=PROJECT_ROOT, env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
@@ -127,8 +128,9 @@ def test_workers_end_with_the_process_that_waits_for_them():
 
 def test_an_interrupt_ends_the_workers():
     code = (
-        "from kit.base.tasks import map_tasks\nfrom tests.base.test_tasks import refuse\n"
-        "if __name__ == '__main__':\n    list(map_tasks(refuse, [5, 6], cores=2))"
+        "import signal\nfrom kit.base.tasks import map_tasks\nfrom tests.base.test_tasks import refuse\n"
+        "if __name__ == '__main__':\n    signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored behind nohup
+        "    list(map_tasks(refuse, [5, 6], cores=2))"
     )
     parent = psutil.Popen([sys.executable, "-c", code], cwd=PROJECT_ROOT, env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT)},
                           start_new_session=True, stderr=subprocess.PIPE)  # fmt: skip
