@@ -84,7 +84,7 @@ def test_a_probe_tells_of_posts_that_no_run_has_seen(tmp_path):
 
     told, more = asked(), asked(sets=["all"], rounds=50_000, patience=50_000)
     assert told["posts"] == 52 and set(told) == {"posts", "0", "2", "3"}, "nothing tells of 02"
-    assert all(START_S < told[place] < 60 for place in "023") and more["3"] - START_S > 10 * (told["3"] - START_S)
+    assert all(START_S < told[place] < 60 for place in "023") and more["3"] > 3 * told["3"]
 
 
 def test_the_plan_sums_what_is_known():
