@@ -446,7 +446,8 @@ def background(chain):
     def start(wait_for):
         code = (
             "import sys, pathlib, signal; from kit.pipeline import command, steps; "
-            "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a test run in the background has it ignored
+            "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a test run in the background has both ignored
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
             f"steps.NOTEBOOKS = pathlib.Path({str(chain.folder)!r}); sys.exit(command.main(sys.argv[1:]))"
         )
         command = [sys.executable, "-c", code, "--data", str(chain.dir.parent / "data"), "--out", str(chain.dir)]
