@@ -232,7 +232,8 @@ def timm_repository(model: str) -> str:
 
 def is_folder(network: str, model: str) -> bool:
     """Whether a model needs more than the file with its weights."""
-    return network in ("bert", "blip", "blip2", "minilm", "e5") or model.startswith(HF_HUB)
+    reads_text = network in NETWORKS and TOKENIZER in NETWORKS[network].files
+    return reads_text or model.startswith(HF_HUB)
 
 
 def repositories(network: str, model: str) -> tuple[str, ...]:

@@ -29,30 +29,16 @@ from kit.release import smpd
 from kit.release.texts import other_letters
 from kit.run.directory import Run
 
-SAMPLE = {
-    "posts": 2000,
-    "least_rows": 500,
-    "rows": 4000,
-    "columns": 200,
-    "codes": 4,
-    "trees": 30,
-    "images": 32,
-    "texts": 128,
-}
+SAMPLE = {  # what the probe works on
+    "posts": 2000, "least_rows": 500, "rows": 4000, "columns": 200, "codes": 4, "trees": 30, "images": 32, "texts": 128,
+}  # fmt: skip
 COLUMNS = {"statistic": 350, "behaviour": 180, "clip_ft_full": 3700}  # of blocks that are not made yet; others: OTHER
 OTHER = 64
-GROWTH = {
-    "lightgbm": 0.003,
-    "catboost": 0.0055,
-}  # trees until early stopping, times learning rate, for each taught post
+GROWTH = {"lightgbm": 0.003, "catboost": 0.0055}  # trees until early stopping, times learning rate, per taught post
 SCHEMES = 2  # that 06.schemes=auto stands for
 TORCH_S = 3.0  # to load it, and its like
-DRAWN_S, WORKER_S, TASK_S, FUSED_S = (
-    2.5,
-    3.0,
-    0.5,
-    0.2,
-)  # around fits; to start a process, a task; to fuse a fit's models
+DRAWN_S, WORKER_S = 2.5, 3.0  # of figures and tables around fits; to start a process
+TASK_S, FUSED_S = 0.5, 0.2  # around one call of `fit_folds`; to fuse what it says
 FINAL = 0.6  # of a fold: the model for test posts needs no counting
 STOP, TRAIN = 0.8, 0.63  # shares: of a training side that the trees are counted on, of the posts that have a label
 

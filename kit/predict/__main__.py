@@ -106,9 +106,9 @@ def _open(run_dir: Path) -> Run:
 
 def _usable_models(run: Run) -> tuple[Blend, list[str]]:
     """The fusion of the models whose blocks can be made for new posts, and what is to be said of the others."""
-    found, lost = models.fusion(run), {}
+    found, home, lost = models.fusion(run), models.model_home(run, run.posts()), {}
     for model, weight in found.weights.items():
-        if weight and not (models.model_folder(run, model) / "final.npz").is_file():
+        if weight and not (home / model / "final.npz").is_file():
             raise InputError(
                 f"{run.dir} keeps no final model of {model}; make it with ./run_all.sh --force 06 --out {run.dir}"
             )

@@ -52,21 +52,20 @@ def interval(
         level: share of the out-of-fold predictions that such ranges hold.
     """
     known = run.posts()
-    cut = read_folds(run, known, _scheme(run))
+    cut = read_folds(run, known, read_fused(run, known)[1])
     ranges = intervals.fit_ranges(found.oof, intervals.earlier_in_folds(known, cut), known["label"].to_numpy())
     earlier = intervals.earlier_posts(posts, np.flatnonzero(posts["split"] == "train"))[rows]
     ends = ranges(prediction, earlier, ((1 - level) / 2, (1 + level) / 2))
     return np.clip(ends, found.learnt.low, found.learnt.high)
 
 
-def model_folder(run: Run, model: str) -> Path:
-    """Where 06 keeps a model, named ``<feature set>/<learner>``."""
-    return run.dir / "gbdt" / _scheme(run) / model
+def model_home(run: Run, posts: pd.DataFrame) -> Path:
+    """Where 06 keeps the models that are submitted, each under its name ``<feature set>/<learner>``.
 
-
-def _scheme(run: Run) -> str:
-    """The scheme whose models are submitted."""
-    return read_fused(run, run.posts())[1]
+    Args:
+        posts: of the run.
+    """
+    return run.dir / "gbdt" / read_fused(run, posts)[1]
 
 
 def final_predictions(
@@ -87,9 +86,9 @@ def final_predictions(
     """
     from kit.boosting.fit import Machine, Training, load_final
 
-    own, n_run = read_mark(run.dir, "06_gbdt_folds")["parameters"], len(run.posts())
-    cut = np.full(len(posts), TEST)
-    cut[:n_run] = read_folds(run, run.posts(), _scheme(run)).fold
+    own, known = read_mark(run.dir, "06_gbdt_folds")["parameters"], run.posts()
+    home, cut = model_home(run, known), np.full(len(posts), TEST)
+    cut[: len(known)] = read_folds(run, known, home.name).fold
     target, said = posts["label"].to_numpy(np.float64), {}
     for model in models:
         name, learner = model.rsplit("/", 1)
@@ -97,6 +96,6 @@ def final_predictions(
         block = join_blocks([blocks[part] for part in one.blocks])
         training = Training(learner, taught=one.taught, seed=own["seed"])
         machine = Machine(own["threads"])
-        fitted = load_final(block, target, cut, posts, training, machine, model_folder(run, model), folder / name)
+        fitted = load_final(block, target, cut, posts, training, machine, home / model, folder / name)
         said[model] = fitted.predict(rows)
     return said
