@@ -74,11 +74,8 @@ def score_table(results: Mapping[tuple[str, str, str], FoldResult]) -> pd.DataFr
 
 
 def importance_table(results: Mapping[str, FoldResult]) -> pd.DataFrame:
-    """model, column, gain: the share of each column in each model's gain, for the models that weigh more than one."""
-    weighed = {
-        model: result.importance for model, result in results.items() if (result.importance["gain"] > 0).sum() > 1
-    }
-    tables = [table.assign(model=model) for model, table in weighed.items()]
+    """model, column, gain: the share of each column in each model's gain, for the models that know it; others not at all."""
+    tables = [one.importance.assign(model=model) for model, one in results.items() if one.importance["gain"].any()]
     return pd.concat([pd.DataFrame(columns=["model", "column", "gain"], dtype=float), *tables], ignore_index=True)
 
 

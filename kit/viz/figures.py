@@ -123,7 +123,7 @@ def _stack(ax: Axes, row: int, parts: pd.Series, within: int) -> None:
 
 @styled
 def posting_rhythm(posts: pd.DataFrame) -> Figure:
-    """Posts per hour of the week (UTC), and per calendar month in train and test."""
+    """Posts per hour of the week (UTC), and per calendar year, month or day in train and test, whichever suits their span."""
     figure, axes = grid(1, 2, width=10.5, height=2.9, widths=(1.35, 1))
     dated = posts.dropna(subset=["Postdate"])
     week = np.zeros((7, 24))
@@ -135,7 +135,7 @@ def posting_rhythm(posts: pd.DataFrame) -> Figure:
     axes[0, 0].grid(visible=False)
     figure.colorbar(image, ax=axes[0, 0], label="posts")
     span_days = (dated["Postdate"].max() - dated["Postdate"].min()).days if len(dated) else 0
-    unit, name = ("YS", "year") if span_days > 5 * 365 else ("MS", "month")
+    unit, name = ("YS", "year") if span_days > 5 * 365 else ("MS", "month") if span_days > 90 else ("D", "day")
     for split in ("train", "test"):
         when = dated.loc[dated["split"] == split, "Postdate"]
         if len(when):
