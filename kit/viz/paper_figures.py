@@ -62,7 +62,7 @@ def gains(table: pd.DataFrame) -> Figure:
     """What the blocks of each row add: differences in SRC and MAE with their 95 % ranges.
 
     Args:
-        table: from `ablation.gains`; the rows "added: ..." are drawn.
+        table: from `table_one.gains`; the rows "added: ..." are drawn.
     """
     shown = table[table["what"].str.startswith("added")].reset_index(drop=True)
     names = [

@@ -37,7 +37,7 @@ def spread(mean: float, sd: float, digits: int = 4) -> str:
 
 
 def gains_as_text(gains: pd.DataFrame) -> pd.DataFrame:
-    """Table of `ablation.gains` with each difference and its 95 % range in one cell."""
+    """Table of `table_one.gains` with each difference and its 95 % range in one cell."""
     out = gains[["features", "against", "what"]].copy()
     for metric in ("src", "mae"):
         cells = gains[[metric, f"{metric}_low", f"{metric}_high"]].itertuples(index=False)
