@@ -1,7 +1,8 @@
 """Gradient boosting over folds: out-of-fold and test predictions, scores, importance; each fold is kept on disk.
 
 The scored fold decides nothing. When to stop boosting is decided by authors held out of the *training* side; then the model
-is fitted once more on the whole training side with the number of trees found. Columns taught by labels (`kit.boosting.taught`)
+is fitted once more on the whole training side with the number of trees found, unless they are so few of it that this would
+bring nothing. Columns taught by labels (`kit.boosting.taught`)
 are made anew for each fold from its training side, and once more without the labels of the authors who decide when to stop.
 """
 
@@ -28,6 +29,9 @@ from kit.features.past import Past, post_times
 from kit.run.block import Block
 from kit.run.folds import TEST, fold_rows, inner_holdout
 
+STOP_POSTS = 10_000  # held out at most to decide when to stop: enough to see a difference of trees
+REFIT = 0.1  # share of a training side above which those who decided teach, too, in a fit of their own
+
 
 @dataclass(frozen=True)
 class Training:
@@ -38,7 +42,8 @@ class Training:
         params: the library's own parameters, on top of the defaults in `kit.boosting.lightgbm` and `kit.boosting.catboost`.
         rounds: at most so many trees.
         patience: stop after so many trees without a better MAE on the held-out authors.
-        stop_share: of the training side, held out by author for early stopping; 0 fits exactly `rounds` trees.
+        stop_share: of the training side, at most STOP_POSTS, held out by author for early stopping; 0 fits exactly `rounds`
+            trees.
         taught: add the columns TAUGHT, made for each fold from the labels of its training side.
         final: fit the model on all train posts that predicts the test part; without it `test` is NaN.
         seed: of sampling and held-out authors.
@@ -156,28 +161,41 @@ class _Fitter:
 
         The number of trees is n_trees, or else found on authors of the side that are held out for it.
         """
-        rows = some_rows(side.kept(side.rows))
-        started = time.perf_counter()
-        n_trees = n_trees or self._count_trees(side)
-        learner, name = self._learner(side, rows)
-        learner.fit(side.copied(rows), n_trees)
+        started, stopped = time.perf_counter(), None
+        if n_trees is None:
+            n_trees, stopped = self._count_trees(side)
+        learner, name = stopped or self._refitted(side, n_trees)
         part = {"prediction": learner.predict(predict_idx), "gain": learner.gain(), "rounds": n_trees, "taught": name}
         return part | {"seconds": time.perf_counter() - started}, learner
 
-    def _count_trees(self, side: TrainingSide) -> int:
-        """The best number of trees for held-out authors, who are the same whatever is left out or copied."""
+    def _refitted(self, side: TrainingSide, n_trees: int) -> tuple[Any, str]:
+        rows = some_rows(side.kept(side.rows))
+        learner, name = self._learner(side, rows)
+        learner.fit(side.copied(rows), n_trees)
+        return learner, name
+
+    def _count_trees(self, side: TrainingSide) -> tuple[int, tuple[Any, str] | None]:
+        """The best number of trees for held-out authors, who are the same whatever is left out or copied.
+
+        With it, where they are few, the learner that has them and the name of its taught columns.
+        """
         training = self.training
         if not learner_of(training.model).has_rounds:
-            return 1
+            return 1, None
         if not training.stop_share:
-            return training.rounds
+            return training.rounds, None
         fit_idx, stop_idx = self._stop_parts(side)
-        learner, _ = self._learner(side, fit_idx)
-        return max(1, learner.fit(side.copied(fit_idx), training.rounds, stop_idx, training.patience))
+        learner, name = self._learner(side, fit_idx)
+        n_trees = learner.fit(side.copied(fit_idx), training.rounds, stop_idx, training.patience)
+        stands = n_trees > 0 and self._stop_share(side) <= REFIT
+        return max(1, n_trees), (learner, name) if stands else None
+
+    def _stop_share(self, side: TrainingSide) -> float:
+        return min(self.training.stop_share, STOP_POSTS / len(side.rows))
 
     def _stop_parts(self, side: TrainingSide) -> list[np.ndarray]:
         """Row positions of a side that trees are fitted on while they are counted, and of those that end it."""
-        parts = inner_holdout(self.posts, side.rows, self.training.stop_share, self.training.seed)
+        parts = inner_holdout(self.posts, side.rows, self._stop_share(side), self.training.seed)
         return [some_rows(side.kept(part)) for part in parts]
 
     def _learner(self, side: TrainingSide, rows: np.ndarray) -> tuple[Any, str]:

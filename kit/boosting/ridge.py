@@ -19,7 +19,7 @@ from scipy.sparse.linalg import LinearOperator, lsmr
 
 from kit.features.words import LONGEST_RUN, long_tags, tag_matrix, tfidf, title_terms
 from kit.run.block import Block
-from kit.run.folds import make_folds
+from kit.run.folds import inner_holdout, make_folds
 from kit.run.matrix import Scratch, pieces
 
 # Scale of each part of the design: one penalty for all, so a smaller scale is a stronger penalty.
@@ -29,6 +29,7 @@ VIEWS = {"words": ("word",), "characters": ("char",), "both": ("word", "char")} 
 N_PARTS = 5  # author-disjoint parts of a training side
 CLIP = 4.0  # standard deviations beyond which a column says no more
 JUDGED_ON = 20_000  # posts up to which two parts, not the first alone, decide on view and penalty
+JUDGES = 50_000  # posts at most that decide on them, as whole authors: both are the same for more
 COPIED_MB = 1024  # at most, of the numbers of the posts that teach, so that each step of the solver reads no others
 MB_PER_VALUE = 4 / (1 << 20)
 MAX_STEPS = 100  # of the solver; the penalty makes it converge long before
@@ -165,6 +166,8 @@ class RidgeStack:
         """
         judges = train_idx if judges is None else judges
         if self._chosen_for != (key := (judges.tobytes(), target[judges].tobytes(), weight[judges].tobytes())):
+            if len(judges) > JUDGES:
+                judges = inner_holdout(self._posts, judges, JUDGES / len(judges), self._seed)[1]
             held_out = self._parts(judges)[: 2 if len(judges) <= JUDGED_ON else 1]
             self.chosen, self._chosen_for = self.choose(target, _only(weight, judges), held_out), key
         weight = _only(weight, train_idx)

@@ -28,6 +28,7 @@ from kit.pipeline.plan import PROBED, START_S, size
 from kit.release import smpd
 from kit.release.texts import other_letters
 from kit.run.directory import Run
+from kit.run.folds import usual_folds
 
 SAMPLE = {  # what the probe works on
     "posts": 2000, "least_rows": 500, "rows": 4000, "columns": 200, "codes": 4, "trees": 30, "images": 32, "texts": 128,
@@ -35,12 +36,13 @@ SAMPLE = {  # what the probe works on
 COLUMNS = {"statistic": 350, "behaviour": 180, "clip_ft_full": 3700}  # of blocks that are not made yet; others: OTHER
 OTHER = 64
 GROWTH = {"lightgbm": 0.003, "catboost": 0.0055}  # trees until early stopping, times learning rate, per taught post
+SLOWER = 10_000  # taught posts from which they grow with the square root only
 SCHEMES = 2  # that 06.schemes=auto stands for
 TORCH_S = 3.0  # to load it, and its like
 DRAWN_S, WORKER_S = 2.5, 3.0  # of figures and tables around fits; to start a process
 TASK_S, FUSED_S = 0.5, 0.2  # around one call of `fit_folds`; to fuse what it says
 FINAL = 0.6  # of a fold: the model for test posts needs no counting
-STOP, TRAIN = 0.8, 0.63  # shares: of a training side that the trees are counted on, of the posts that have a label
+TRAIN = 0.63  # share of the posts that have a label
 
 
 def probe(steps: Sequence[tuple[str, Mapping[str, Any]]], run_dir: Path) -> dict[str, float]:
@@ -54,7 +56,7 @@ def probe(steps: Sequence[tuple[str, Mapping[str, Any]]], run_dir: Path) -> dict
     folder = next((p["data_dir"] for _, p in steps if "data_dir" in p), None)
     posts = run.posts() if run.has_file("posts.parquet") else smpd.read_release(resolve(folder))
     read_s, told = time.perf_counter() - started, {"posts": len(posts)}
-    n_folds = next((p["n_folds"] for _, p in steps if "n_folds" in p), 5)
+    n_folds = next((p["n_folds"] for _, p in steps if p.get("n_folds")), usual_folds(int(TRAIN * len(posts))))
     for place, (name, asked) in enumerate(steps):
         if name == "01_eda":
             seconds = 3 * read_s
@@ -119,18 +121,21 @@ def _encoded_s(encoder: Any, make: Callable[[], Any], n: int) -> float:
 
 def _fits_s(asked: Mapping[str, Any], n_folds: int, n_train: float, run: Run) -> float:
     """Trees of all fits, by what a tree takes on as many posts and, in proportion, columns."""
+    from kit.boosting.fit import REFIT, STOP_POSTS, Training
     from kit.boosting.learners import LEARNERS
 
     sets, models, times = _asked_fits(asked, run)
     n_columns = sum(_columns(block, run) for one in sets for block in one.blocks)
     n_folds_fitted = n_folds * times + FINAL
     total, n_taught = 0.0, n_train * (1 - 1 / n_folds)
+    stop = min(Training.stop_share, STOP_POSTS / max(1.0, n_taught))  # share that decides when to stop
     for model in (name for name in models if name in GROWTH):  # others take next to nothing
         rate = asked["learning_rate"] or LEARNERS[model].settings({}, SAMPLE["columns"])["learning_rate"]
-        trees = min(asked["rounds"], GROWTH[model] * n_taught / rate)
-        counted = STOP * min(asked["rounds"], trees + asked["patience"])
+        trees = min(asked["rounds"], GROWTH[model] * np.sqrt(n_taught * min(n_taught, SLOWER)) / rate)
+        counted, again = min(asked["rounds"], trees + asked["patience"]), stop > REFIT
         prepared_s, tree_s = _fit_s(model, n_taught)
-        total += n_folds_fitted * ((1 + STOP) * prepared_s + (trees + counted) * tree_s) * n_columns
+        fit_s = (1 - stop) * (prepared_s + counted * tree_s) + again * (prepared_s + trees * tree_s)
+        total += n_folds_fitted * fit_s * n_columns
     return DRAWN_S + WORKER_S + (times * len(sets) * len(models) * TASK_S + total) / usable_cores()
 
 

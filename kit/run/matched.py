@@ -16,7 +16,7 @@ import pandas as pd
 
 from kit.base.errors import InputError
 from kit.base.paths import resolve
-from kit.run.folds import SCHEMES, TRAIN_ONLY, Folds, make_folds, own_folds
+from kit.run.folds import SCHEMES, TRAIN_ONLY, Folds, make_folds, own_folds, usual_folds
 
 FEW_KNOWN = 0.3  # share of test posts by known authors below which, without drift, folds by author decide
 DRIFT = 0.2  # standard deviations between the median labels of the newest fifth and the rest that are a drift
@@ -73,12 +73,13 @@ def cut(posts: pd.DataFrame, scheme: str, n_folds: int = 5, seed: int = 0, purge
 
 
 def all_folds(
-    posts: pd.DataFrame, n_folds: int = 5, seed: int = 0, purge_days: float = 0.0, wanted: str = "auto"
+    posts: pd.DataFrame, n_folds: int = 0, seed: int = 0, purge_days: float = 0.0, wanted: str = "auto"
 ) -> tuple[dict[str, Folds], pd.DataFrame]:
     """Folds of every scheme that these posts allow, and a table that says which one decides and why.
 
     Args:
-        posts, n_folds, seed, purge_days: as for `cut`.
+        posts, seed, purge_days: as for `cut`.
+        n_folds: 0 for `folds.usual_folds`.
         wanted: the scheme that decides; "auto": see `choose_scheme`; "file:PATH": folds of your own, see `own_folds`.
 
     Returns:
@@ -89,6 +90,7 @@ def all_folds(
         InputError: the wanted scheme is unknown, or its folds cannot be made.
     """
     cuts, why = {}, {}
+    n_folds = n_folds or usual_folds((posts["split"] == "train").sum())
     for scheme in (*SCHEMES, "matched"):
         try:
             cuts[scheme] = cut(posts, scheme, n_folds, seed, purge_days)

@@ -148,6 +148,34 @@ def test_rows_that_stop_are_neither_fitted_nor_scored_and_of_other_authors(monke
     assert np.array_equal(calls[-1][0], np.flatnonzero(FOLDS != TEST))  # the last fit is taught by all train posts
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_of_many_posts_the_model_that_was_stopped_is_the_fold_s(model, tmp_path, monkeypatch):
+    """As few stop posts for all: in most folds under a tenth of the side, in the model on all train posts none."""
+    monkeypatch.setattr("kit.boosting.fit.STOP_POSTS", 20)
+    fits, kind = [], LEARNERS[model]
+
+    class Spy(kind):
+        def fit(self, rows, rounds, stop_rows=None, patience=0):
+            fits.append((rows, stop_rows, super().fit(rows, rounds, stop_rows, patience)))
+            return fits[-1][2]
+
+    monkeypatch.setitem(LEARNERS, model, Spy)
+    fast = {"learning_rate": 0.5}
+    result = fit(model, out_dir=tmp_path, params=fast)
+    assert len(fits) == 3 + 1 and fits[-1][1] is None
+    for k, (rows, stop_rows, n_trees) in enumerate(fits[:3]):
+        train_idx, valid_idx = fold_rows(FOLDS, k)
+        assert sorted([*rows, *stop_rows]) == train_idx.tolist() and 20 <= len(stop_rows) < 40
+        assert not set(POSTS["Uid"].iloc[rows]) & set(POSTS["Uid"].iloc[stop_rows])
+        assert result.scores["rounds"][k] == n_trees < LEAN["rounds"]
+        kept = load_fold(BLOCK, tmp_path, f"fold_{k}")
+        assert np.allclose(kept.predict(valid_idx), result.oof[valid_idx])
+        shifted = np.where(
+            np.isin(np.arange(len(TARGET)), [*valid_idx, *np.flatnonzero(FOLDS == TEST)]), 9 * TARGET, TARGET
+        )
+        assert np.array_equal(fit(model, shifted, final=False, params=fast).oof[valid_idx], result.oof[valid_idx])
+
+
 def test_time_folds_leave_the_oldest_posts_unscored():
     folds = make_folds(POSTS, 2, "time")
     result = fit(folds=folds)

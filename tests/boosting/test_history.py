@@ -172,6 +172,22 @@ def test_a_post_is_never_predicted_by_its_author(monkeypatch):
     assert not np.allclose(before[~author], changed[~author])
 
 
+def test_of_many_judges_some_authors_decide(monkeypatch):
+    monkeypatch.setattr(ridge, "JUDGES", 50)
+    seen, choose = [], RidgeStack.choose
+    monkeypatch.setattr(RidgeStack, "choose", lambda self, *given: seen.append(given) or choose(self, *given))
+    column = RidgeStack(BLOCK, POSTS).column(TARGET, TRAIN, np.ones(len(POSTS)))
+    ((_, weight, held_out),) = seen
+    judges = np.flatnonzero(weight)
+    assert (
+        50 <= len(judges) < 80
+        and set(judges) < set(TRAIN)
+        and all(set(np.flatnonzero(part)) < set(judges) for part in held_out)
+    )
+    assert not set(POSTS["Uid"].iloc[judges]) & set(POSTS["Uid"].iloc[np.setdiff1d(TRAIN, judges)]), "whole authors"
+    assert np.corrcoef(column[TRAIN], TARGET[TRAIN])[0, 1] > 0.1
+
+
 def test_ridge_reads_no_label_off_the_training_side_and_learns():
     stack, ones = RidgeStack(BLOCK, POSTS), np.ones(len(POSTS))
     column = stack.column(TARGET, TRAIN, ones)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.base.errors import InputError
-from kit.run.folds import SCHEMES, TEST, TRAIN_ONLY, fold_rows, inner_holdout, make_folds
+from kit.run.folds import SCHEMES, TEST, TRAIN_ONLY, fold_rows, inner_holdout, make_folds, usual_folds
 from tests.tiny import tiny_posts
 
 POSTS = tiny_posts(300, 50)
@@ -152,3 +152,7 @@ def test_any_posts_are_cut_rightly_or_refused(posts, n_test, scheme, seed):
             taught, scored = frame["Postdate"][train_idx].dropna(), frame["Postdate"][valid_idx]
             assert scored.notna().all() and (not len(taught) or taught.max() < scored.min())
     assert np.array_equal(folds, make_folds(frame, 3, scheme, seed))
+
+
+def test_many_posts_are_cut_into_fewer_folds():
+    assert [usual_folds(n) for n in (500, 99_999, 100_000, 306_302)] == [5, 5, 3, 3]

@@ -145,6 +145,7 @@ def test_every_scheme_that_can_be_cut_is_cut_and_one_decides():
     assert table.set_index("scheme")["why"]["time"] == "set by hand" and "test part to match" in table["why"].iloc[-1]
     with pytest.raises(InputError, match="choose auto, file:PATH or user"):
         all_folds(posts, 3, wanted="weather")
+    assert all_folds(posts)[0]["user"].fold.max() == 4, "five, as nobody asks for another number"
     alone = posts.assign(Uid="one")
     assert all_folds(alone, 3)[1].query("decides")["scheme"].iloc[0] in ("time", "plain", "matched")
     with pytest.raises(InputError, match="authors with train posts"):
