@@ -9,7 +9,8 @@ import pytest
 
 from kit.base.paths import PROJECT_ROOT
 
-PROMISED = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+PROJECT = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]
+PROMISED = PROJECT["requires-python"]
 FIRST, END = (int(minor) for minor in re.fullmatch(r">=3\.(\d+),<3\.(\d+)", PROMISED).groups())
 OTHERS = [f"3.{minor}" for minor in range(FIRST, END) if minor != sys.version_info.minor]  # this one has them installed
 
@@ -20,6 +21,7 @@ def test_every_pin_has_a_wheel(version, tmp_path):
     command = [
         sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--only-binary=:all:", "--retries=0", "--timeout=20",
         f"--python-version={version}", f"--target={tmp_path}", "-r", str(PROJECT_ROOT / "requirements.txt"),
+        *PROJECT["optional-dependencies"]["ray"],
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     if "(from versions: none)" in done.stderr:

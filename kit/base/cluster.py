@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from kit.base.errors import InputError
@@ -15,6 +17,7 @@ from kit.base.process import ENGINE, HEADLESS, PARAMETERS, task_environment
 
 RETRIES = 3  # of a task whose process or machine is lost
 AHEAD = 3  # tasks handed to Ray for each that can run: it holds the arguments of those in memory
+ANSWER_S = 10  # until a cluster's port must answer
 WAIT_S, WAITS = 10, 6  # how long to wait for a task, and how often while no machine is left that could do it
 HANDED_OVER = (
     "OMP_",
@@ -47,12 +50,13 @@ def connected(cpus: int = 1) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise InputError(NO_RAY) from error
-    address = os.environ.get("RAY_ADDRESS") or "auto"
+    address = os.environ.get("RAY_ADDRESS") or _last_started()
     environment = {name: value for name, value in os.environ.items() if name.startswith(HANDED_OVER)}
     for name in (HEADLESS, PARAMETERS, ENGINE):  # of this process alone
         environment.pop(name, None)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT_ROOT), environment.get("PYTHONPATH"))))
     try:
+        _knock(address)
         runtime = {"env_vars": environment | task_environment(cpus)}
         ray.init(address=address, runtime_env=runtime, logging_level="ERROR", configure_logging=True)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -61,6 +65,19 @@ def connected(cpus: int = 1) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _last_started() -> str:
+    """Address of the cluster that was started last on this machine, as Ray writes it down; "auto" where nothing is."""
+    written = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")
+    return written.read_text().strip() if written.is_file() else "auto"
+
+
+def _knock(address: str) -> None:
+    """Refuse at once what nobody listens at, such as a cluster of yesterday; Ray would wait for it for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
 
 
 def machines(ray: Any) -> list[tuple[str, str, int, int]]:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from kit.base.tasks import map_tasks
 from tests.base.cluster_driver import N_SHARDS
 
 pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]'")
+DEAD = "127.0.0.1:1"  # nobody listens there
 MACHINES = {name: f"10.88.0.{number}" for number, name in enumerate(("head", "a", "b"), start=1)}
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "20",
@@ -112,12 +114,21 @@ def driver(part: str, folder: Path, environment: dict) -> str:
     return said
 
 
-def test_without_a_cluster_it_says_how_to_start_one(monkeypatch, tmp_path):
+@pytest.mark.parametrize("named", ["nowhere", "by RAY_ADDRESS", "in the folder of Ray"])
+def test_without_a_cluster_it_says_how_to_start_one(named, monkeypatch, tmp_path):
+    """Also where a cluster that is dead is named: at once, and not after the minutes that Ray waits for it."""
     monkeypatch.setenv("KIT_ENGINE", "ray")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # where a cluster of this machine, even a dead one, is written down
-    monkeypatch.setenv("RAY_ADDRESS", "")
+    monkeypatch.setenv("RAY_ADDRESS", DEAD if named == "by RAY_ADDRESS" else "")
+    if named == "in the folder of Ray":
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(DEAD)
+    if named != "nowhere":
+        monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())  # which is not asked
     cluster.cluster_shape.cache_clear()
-    with pytest.raises(InputError, match="no cluster answers .*`ray start --head`"):
+    with pytest.raises(
+        InputError, match=f"no cluster answers .*{DEAD if named != 'nowhere' else 'auto'}.*`ray start --head`"
+    ):
         list(map_tasks(abs, [1, 2]))
 
 
