@@ -1,4 +1,4 @@
-"""Four ways to make one prediction of many: each learns from predictions and labels, and then mixes new predictions.
+"""Five ways to make one prediction of many: each learns from predictions and labels, and then mixes new predictions.
 
 A way is a function (matrix, target) -> mix, and a mix is called with a matrix; matrices are (n, n_models) float64.
 """
@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from scipy.optimize import nnls
 from sklearn.linear_model import Ridge
 
 STEPS = (0.2, 0.05, 0.01)  # weight moved between two models, coarse to fine
 ROUNDING = 1e-9  # what is left of a weight that was moved away in steps
 DRAWS = 60  # models drawn, with replacement, by ensemble selection
+SPREAD = 0.5  # of weights around equal ones, in equal weights, as far as is known before a post is seen
 RIDGE = 0.01  # penalty of stacking per post, against models that say nearly the same
 
 
@@ -110,6 +112,19 @@ def selection(matrix: np.ndarray, target: np.ndarray) -> Linear:
     return Linear(kept / kept.sum())
 
 
+def shrunk(matrix: np.ndarray, target: np.ndarray) -> Linear:
+    """Weights >= 0 that sum to 1, of least squared error, drawn to equal ones: the more, the less the posts can tell.
+
+    The posterior mode of weights that lie around equal ones as SPREAD says, where errors are as large as those of the mean.
+    """
+    error, n_models = matrix - target[:, None], matrix.shape[1]
+    doubt = np.sqrt(np.square(error.mean(axis=1)).mean()) * n_models / SPREAD
+    total = 1e3 * (np.linalg.norm(error) + doubt + 1)  # so heavy that the weights sum to 1
+    rows = np.vstack([error, doubt * np.eye(n_models), np.full((1, n_models), total)])
+    weights, _ = nnls(rows, np.r_[np.zeros(len(error)), np.full(n_models, doubt / n_models), total])
+    return Linear(weights / weights.sum())
+
+
 def rank_average(matrix: np.ndarray, target: np.ndarray) -> Ranked:
     """The mean of the models' ranks, weighted as in `convex`, mapped back to the quantiles of the labels."""
     weights = convex(matrix, target).weights
@@ -142,5 +157,5 @@ def _pairs(gradient: np.ndarray) -> list[tuple[int, int]]:
 
 
 METHODS: dict[str, Callable[[np.ndarray, np.ndarray], Mix]] = {
-    "convex": convex, "selection": selection, "rank_average": rank_average, "stack": stack,
+    "convex": convex, "selection": selection, "shrunk": shrunk, "rank_average": rank_average, "stack": stack,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Four ways of fusion: what each is for, and the choice between them."""
+"""Five ways of fusion: what each is for, and the choice between them."""
 
 import numpy as np
 import pytest
@@ -39,6 +39,23 @@ def test_selection_counts_draws_and_may_take_a_single_model():
     assert weights.sum() == pytest.approx(1)
     alone = fusion.selection(np.column_stack([TARGET, TARGET + 1, TARGET - 3]), TARGET).weights
     assert alone.tolist() == [1, 0, 0]
+
+
+def test_shrunk_trusts_few_posts_less():
+    """Models that err alike: of few posts a free choice of weights says more of these posts than of new ones."""
+    rng = np.random.default_rng(0)
+    target = rng.normal(size=40_000)
+    common = target + rng.normal(0, 1, len(target))
+    matrix = common[:, None] + rng.normal(0, [0.2, 0.25, 0.3], (len(target), 3))
+    few = [slice(start, start + 60) for start in range(0, 3000, 60)]
+    free, drawn = (
+        np.array([way(matrix[at], target[at]).weights for at in few]) for way in (fusion.convex, fusion.shrunk)
+    )
+    assert np.allclose(drawn.sum(axis=1), 1) and np.abs(drawn - 1 / 3).max() < 0.2 < np.abs(free - 1 / 3).mean()
+    new = matrix[3000:]
+    assert np.mean([mae(target[3000:], new @ w) for w in drawn]) < np.mean([mae(target[3000:], new @ w) for w in free])
+    many = fusion.shrunk(matrix, target).weights  # by least squares as 1 / variance
+    assert np.abs(many - np.array([25, 16, 100 / 9]) / (41 + 100 / 9)).max() < 0.05
 
 
 def test_stack_restores_the_scale():
@@ -88,5 +105,5 @@ def test_new_posts_get_finite_predictions_inside_the_labels(method):
 
 
 def test_an_unknown_method_is_named():
-    with pytest.raises(InputError, match="convex, selection, rank_average, stack"):
+    with pytest.raises(InputError, match="convex, selection, shrunk, rank_average, stack"):
         fit_blend(OOF, LABELS, FOLDS, method="vote")
