@@ -113,24 +113,32 @@ def save_efficientnet(folder: Path) -> nn.Module:
     return module
 
 
-def save_dual(weights_dir: Path) -> None:
-    """Both networks of smp-dual under the names of the published ones; the text network reads words and letters, 28 at most."""
-    eye, reader = (weights_dir / NETWORKS[name].model.rpartition("/")[2] for name in DUAL_NETWORKS)
-    save_efficientnet(eye)
+def save_dual(weights_dir: Path, *readers: str) -> None:
+    """Networks of smp-dual under the names of the published ones; those of texts read words and letters, 28 at most.
+
+    readers: by default the one of Latin letters.
+    """
+    eye, reader = DUAL_NETWORKS
+    save_efficientnet(weights_dir / NETWORKS[eye].model.rpartition("/")[2])
+    for name in readers or [reader]:
+        _save_reader(weights_dir / NETWORKS[name].model.rpartition("/")[2])
+
+
+def _save_reader(reader: Path) -> None:
     signs = string.ascii_lowercase + string.digits + ".!,"
     n_words = save_tokenizer(reader, [*WORDS[:5], *signs, *(f"##{sign}" for sign in signs), *SPOKEN])
     config = transformers.BertConfig(vocab_size=n_words, num_hidden_layers=2, max_position_embeddings=28, **SMALL)
     transformers.BertModel(config).save_pretrained(reader)
 
 
-def small_dual(folder: Path, dim: int = 16) -> Clip:
+def small_dual(folder: Path, dim: int = 16, reader: str = DUAL_NETWORKS[1]) -> Clip:
     """smp-dual of those networks with random heads that have an adapter each."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        save_dual(folder)
-        eye, reader = (NETWORKS[name].model for name in DUAL_NETWORKS)
+        save_dual(folder, reader)
+        eye, words = (NETWORKS[name].model for name in (DUAL_NETWORKS[0], reader))
         image = load_image_encoder("efficientnet", eye, folder / eye)
-        text = load_text_encoder("minilm", reader, folder / reader.rpartition("/")[2])
+        text = load_text_encoder(reader, words, folder / words.rpartition("/")[2])
         heads = Head((image.module.num_features, 24, dim), 1), Head((SMALL["hidden_size"], 24, dim), 1, unit=True)
         for head in heads:
             nn.init.normal_(head.adapters[0].mlp[-1].weight, std=0.3)

@@ -33,7 +33,7 @@ class PromptLearner(nn.Module):
 
     def __init__(self, tower: TextTower, names: Sequence[str], n_ctx: int = 16, seed: int = 0):
         super().__init__()
-        self.start = int(tower.has_sot)
+        self.start = tower.n_start
         if n_ctx + self.start + 3 > tower.context_length:
             raise InputError(
                 f"n_ctx = {n_ctx} context tokens leave no room for a class name in {tower.context_length} tokens; "

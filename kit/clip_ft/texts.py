@@ -33,7 +33,8 @@ class TextBank:
         cache_share: share of the free memory that the token features may take, of the tower's GPU or else of the machine;
             more than that and each batch is encoded when it is asked for.
         batch_size: texts per pass when the cache is filled.
-        mask_sot: leave out the start-of-text token, which under causal attention is one constant vector.
+        mask_sot: leave out the start-of-text token, which under causal attention is one constant vector, and a prefix that
+            the tower reads before each text.
         dtype: precision of the tower under autocast.
     Attributes:
         options: how it was made, without the tower.
@@ -55,7 +56,7 @@ class TextBank:
         self.tower, self.dtype = tower.eval().requires_grad_(False), dtype
         self.device = next(tower.parameters()).device
         self.options = {"cache_share": cache_share, "batch_size": batch_size, "mask_sot": mask_sot}
-        self._skip_sot = mask_sot and tower.has_sot
+        self._n_skipped = tower.n_start if mask_sot else 0
         self.text_idx, self._distinct = pd.factorize(np.asarray(texts, dtype=object))
         self.ids = _tokenize(tower, list(self._distinct))  # (n_distinct, L) int32
         self._lengths = torch.cat([tower.valid_mask(part).sum(dim=1) for part in self.ids.split(TOKENIZE_CHUNK)])
@@ -76,7 +77,7 @@ class TextBank:
     @property
     def fingerprint(self) -> str:
         """Hash of the token ids, of which post has which text, and of the mask."""
-        content = [self.ids.numpy().tobytes(), self.text_idx.tobytes(), bytes([self._skip_sot])]
+        content = [self.ids.numpy().tobytes(), self.text_idx.tobytes(), bytes([self._n_skipped])]
         return hashlib.sha256(b"".join(content)).hexdigest()[:16]
 
     def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,8 +87,7 @@ class TextBank:
         """
         index = torch.from_numpy(self.text_idx[rows])
         pooled, tokens, mask = self._encode(index) if self.place is None else self._gather(index)
-        if self._skip_sot:
-            mask[:, 0] = False
+        mask[:, : self._n_skipped] = False
         return pooled, tokens, mask
 
     @torch.no_grad()

@@ -1,12 +1,14 @@
 """smp-dual as a model: two frozen networks of a package index and, on each, a head into one space, like an open_clip model.
 
 ``kit.encoders.pairs`` finds the heads from a run's own pairs of image and text. The networks are those of blocks
-``efficientnet`` and ``minilm``: what these made of a post goes through the heads as it is, nothing is encoded twice.
+``efficientnet`` and ``minilm`` (or ``e5``): what these made of a post goes through the heads as it is, nothing is encoded twice.
 """
 
 from __future__ import annotations
 
 import math
+import operator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +126,10 @@ def assemble(
     preprocess_cfg = timm.data.resolve_model_data_config(trunk)
     part = {
         "image": trunk.pretrained_cfg["architecture"], "preprocess": preprocess_cfg, "text": network.config.to_dict(),
-        "max_tokens": tower.max_tokens, "heads": [head.config() for head in heads],
+        "max_tokens": tower.max_tokens, "prefix": tower.prefix, "heads": [head.config() for head in heads],
     }  # fmt: skip
     model = DualModel(ImageTower(trunk, heads[0], preprocess_cfg), _text_tower(network, heads[1]), logit_scale)
-    tokenizer = _tokenizer(tower.tokenizer.name_or_path, tower.max_tokens)
+    tokenizer = _tokenizer(tower.tokenizer.name_or_path, tower.max_tokens, tower.prefix)
     return model, tokenizer, {"embed_dim": heads[0].project.out_features, PART: part}
 
 
@@ -141,7 +143,7 @@ def load_dual(folder: Path) -> tuple[DualModel, HFTokenizer, dict[str, Any]]:
     heads = [Head(**config) for config in part["heads"]]
     model = DualModel(ImageTower(trunk, heads[0], part["preprocess"]), _text_tower(network, heads[1]), 1.0)
     model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    return model, _tokenizer(folder, part["max_tokens"]), model_cfg
+    return model, _tokenizer(folder, part["max_tokens"], part["prefix"]), model_cfg
 
 
 def _text_tower(network: nn.Module, head: Head) -> HFTextEncoder:
@@ -153,7 +155,7 @@ def _text_tower(network: nn.Module, head: Head) -> HFTextEncoder:
     return text
 
 
-def _tokenizer(source: str | Path, max_tokens: int) -> HFTokenizer:
+def _tokenizer(source: str | Path, max_tokens: int, prefix: str) -> HFTokenizer:
     tokenizer = HFTokenizer(str(source), context_length=max_tokens, local_files_only=True)
-    tokenizer.clean_fn = str  # texts as the network's block reads them
+    tokenizer.clean_fn = partial(operator.add, prefix)  # texts as the network's block reads them
     return tokenizer

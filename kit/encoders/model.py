@@ -13,9 +13,17 @@ from kit.encoders.bulk import encode_images, encode_texts
 from kit.encoders.clip import Clip, load_clip, save_clip, wrap_model
 from kit.encoders.job import EncodedImages
 from kit.encoders.pairs import make_pairs
-from kit.encoders.registry import DUAL, DUAL_NETWORKS, NETWORKS, TINY
+from kit.encoders.registry import DUAL, DUAL_NETWORKS, NETWORKS, SENTENCES, TINY, wanted_blocks
 from kit.encoders.tiny import IMAGE_STEPS, TEXT_STEPS, train_tiny
-from kit.encoders.weights import WEIGHTS_DIR, choose_clip, clip_files, missing_network, ready_network
+from kit.encoders.weights import (
+    WEIGHTS_DIR,
+    choose_clip,
+    clip_files,
+    files_to_watch,
+    missing_network,
+    ready_network,
+)
+from kit.release.texts import other_letters
 from kit.run.directory import Run
 
 
@@ -99,12 +107,12 @@ def _open_dual(
     """Two frozen networks, aligned on the pairs of ``fit_idx``; what is found is kept in ``dual/``."""
     from kit.encoders import align, dual, networks
 
-    models = {network: NETWORKS[network].model for network in DUAL_NETWORKS}
+    eye, reader = DUAL_NETWORKS[0], _reader(run, posts, weights_dir, download)
+    models = {network: NETWORKS[network].model for network in (eye, reader)}
     found = {network: ready_network(network, model, weights_dir, download) for network, model in models.items()}
-    eye, reader = DUAL_NETWORKS
     image_encoder = networks.load_image_encoder(eye, models[eye], found[eye])
     text_encoder = networks.load_text_encoder(reader, models[reader], found[reader])
-    shards = run.folder("shards/encoders")  # where blocks `efficientnet` and `minilm` find their vectors, too
+    shards = run.folder("shards/encoders")  # where blocks `efficientnet`, `minilm`, `e5` find their vectors, too
     images = encode_images(posts["image_path"].tolist(), image_encoder, shards / f"{eye}_images", max_bad_images)
     text_vectors = encode_texts(texts.tolist(), text_encoder, shards / f"{reader}_texts")
     fit, valid = (
@@ -116,5 +124,19 @@ def _open_dual(
         *dual.assemble(image_encoder, text_encoder, (aligned.image, aligned.text), aligned.logit_scale), DUAL
     )
     image_emb = EncodedImages(aligned.image.encode(images.values), images.ok, images.reasons)
-    external = " and ".join(f"{models[network]} ({NETWORKS[network].credit})" for network in DUAL_NETWORKS)
+    external = " and ".join(f"{models[network]} ({NETWORKS[network].credit})" for network in models)
     return Opened(clip, image_emb, aligned.text.encode(text_vectors), f"pre-trained {external}", True, shuffled)
+
+
+def _reader(run: Run, posts: pd.DataFrame, weights_dir: str, download: bool) -> str:
+    """The network that reads the texts: the one block ``sentences`` of 04 stands for, MiniLM for lack of its weights."""
+    share = other_letters(posts["Title"])
+    (reader,) = wanted_blocks([SENTENCES], share)
+    missing = "" if download else missing_network(reader, NETWORKS[reader].model, weights_dir)
+    if reader != DUAL_NETWORKS[1]:
+        run.use(*files_to_watch(reader, NETWORKS[reader].model, weights_dir))
+        if missing:
+            print(
+                f"{share:.0%} of the titles' letters are not Latin, and {DUAL_NETWORKS[1]} knows none of them: {missing}"
+            )
+    return DUAL_NETWORKS[1] if missing else reader

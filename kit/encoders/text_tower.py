@@ -35,7 +35,7 @@ class TextTower(nn.Module):
         dim: width d of pooled and token features.
         can_truncate: whether texts may be shorter than ``context_length``.
         is_causal: whether no token looks at one behind it.
-        has_sot: whether every text begins with a start-of-text token.
+        n_start: tokens that every text begins with: start-of-text, and what its tokenizer puts before each text.
 
     Raises:
         InputError: a tower it cannot serve exactly (CoCa's, or one whose result differs from ``model.encode_text``).
@@ -51,7 +51,7 @@ class TextTower(nn.Module):
                 "token to compare with prompts. Use a CLIP, SigLIP, EVA, MobileCLIP or MetaCLIP model."
             )
         self._adopt(text, tokenizer)
-        self.has_sot = _has_sot(self.tokenizer)
+        self.n_start = _n_start(self.tokenizer)
         ids = self.tokenize(PROBE_TEXTS)
         with torch.no_grad():
             expected = model.encode_text(ids)
@@ -216,7 +216,7 @@ def _pad_id(tokenizer, default: int) -> int:
     return default if found is None else found
 
 
-def _has_sot(tokenizer) -> bool:
-    """Whether two different words begin with the same token."""
-    first = tokenizer(["cat", "house"])[:, 0]
-    return bool(first[0] == first[1])
+def _n_start(tokenizer) -> int:
+    """In how many tokens two different words begin alike."""
+    one, two = tokenizer(["cat", "house"])
+    return int((one == two).int().cumprod(dim=0).sum())

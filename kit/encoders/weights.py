@@ -35,6 +35,7 @@ from kit.encoders.registry import (
     SUFFIXES,
     TINY,
     TOKENIZER,
+    WHOLE_FILES,
     chosen_models,
     clip_name,
     is_folder,
@@ -136,6 +137,11 @@ def clip_files(name: str, pretrained: str = "", weights_dir: str | Path = WEIGHT
     found = weight_files(*(find_weights(network, NETWORKS[network].model, weights_dir) for network in DUAL_NETWORKS))
     usual = _folder(clip_name(name, pretrained), weights_dir)
     return found + ([usual.with_name(usual.name + SUFFIXES[0])] if name == AUTO else [])
+
+
+def files_to_watch(network: str, model: str, weights_dir: str | Path = WEIGHTS_DIR) -> list[Path]:
+    """The files of a model that is read from a folder; where they are missing, one that would be there with them."""
+    return weight_files(find_weights(network, model, weights_dir)) or [_folder(model, weights_dir) / WHOLE_FILES[0]]
 
 
 def missing_weights(

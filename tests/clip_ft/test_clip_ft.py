@@ -64,10 +64,12 @@ def make_clip(model_class=CLIP, **text_cfg):
     return wrap_model(model, open_clip.SimpleTokenizer(context_length=length), config, "small")
 
 
-@pytest.fixture(scope="module", params=["open_clip", "smp-dual"])
+@pytest.fixture(scope="module", params=["open_clip", "minilm", "e5"])
 def clip(request, tmp_path_factory):
-    """What has to hold of CLIP_FT holds over either."""
-    return make_clip() if request.param == "open_clip" else small_dual(tmp_path_factory.mktemp("dual"), DIM)
+    """What has to hold of CLIP_FT holds over all: e5 of smp-dual reads a prefix before each text."""
+    if request.param == "open_clip":
+        return make_clip()
+    return small_dual(tmp_path_factory.mktemp("dual"), DIM, request.param)
 
 
 def make_posts(clip, n=120, seed=0, noise=0.4):
@@ -205,6 +207,7 @@ def test_pool_local_limits_masking_and_permutation():
 def test_text_bank_equals_the_tower_cached_or_not(clip):
     texts = np.array(["a red cat", "", "word " * 60, "a red cat", "sea"], dtype=object)
     for mask_sot in (True, False):
+        first = clip.text.n_start if mask_sot else 0
         cached = TextBank(clip.text, texts, mask_sot=mask_sot, batch_size=2)
         fresh = TextBank(clip.text, texts, mask_sot=mask_sot, cache_share=0)
         assert cached.place == torch.device("cpu") and fresh.place is None and cached.n_distinct == 4
@@ -218,8 +221,8 @@ def test_text_bank_equals_the_tower_cached_or_not(clip):
             torch.testing.assert_close(fresh.batch(rows)[0], pooled, atol=1e-3, rtol=0)
             for b in range(len(rows)):
                 end = int(clip.text.lengths(ids)[b]) - 1
-                assert mask[b].nonzero().flatten().tolist() == list(range(int(mask_sot), end + 1))
-                true_tokens = F.normalize(all_tokens[b, : end + 1], dim=-1)[int(mask_sot) :]
+                assert mask[b].nonzero().flatten().tolist() == list(range(first, end + 1))
+                true_tokens = F.normalize(all_tokens[b, : end + 1], dim=-1)[first:]
                 torch.testing.assert_close(tokens[b][mask[b]].float(), true_tokens, atol=1e-3, rtol=0)
                 torch.testing.assert_close(fresh.batch(rows)[2][b], mask[b])
 
@@ -404,10 +407,11 @@ def test_unknown_precision_is_refused():
 
 def test_training_learns_what_it_is_shown(clip, posts, tmp_path):
     bank, prototypes, data = posts
-    settings = dataclasses.replace(SMALL, epochs=8, lr=5e-3 if clip.name == "small" else 2e-2)
+    epochs = 8 if clip.text.n_start == 1 else 14
+    settings = dataclasses.replace(SMALL, epochs=epochs, lr=5e-3 if clip.name == "small" else 2e-2)
     trained = train(clip, bank, prototypes, data, settings, tmp_path)
     history = trained.history
-    assert list(history["epoch"]) == list(range(9))
+    assert list(history["epoch"]) == list(range(epochs + 1))
     for term in ("L_g", "L_o", "L_c"):
         assert history[f"train_{term}"].iloc[-1] < 0.8 * history[f"train_{term}"].iloc[1]
     first, best = history.iloc[0], history.iloc[trained.best_epoch]

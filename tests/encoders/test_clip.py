@@ -94,7 +94,7 @@ def test_tower_equals_the_models_own_encoder(kind, tokenizer):
         torch.testing.assert_close(pooled, expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(short, expected[:4], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(tower.pool_ids(ids[:4]), expected[:4], atol=1e-5, rtol=1e-5)
-    assert tower.can_truncate == (kind in CAUSAL) and tower.has_sot
+    assert tower.can_truncate == (kind in CAUSAL) and tower.n_start == 1
     assert tokens.shape == (len(TEXTS), 40, tower.dim) and pooled.shape == (len(TEXTS), tower.dim)
     assert short_tokens.shape[1] == mask.shape[1] == (tower.lengths(ids[:4]).max() if tower.can_truncate else 40)
     torch.testing.assert_close(short_tokens[mask], tokens[:4, : mask.shape[1]][mask], atol=1e-5, rtol=1e-5)

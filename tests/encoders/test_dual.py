@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from kit.base.errors import InputError, StepLeftOut
 from kit.encoders import align, weights
 from kit.encoders.align import Pairs, align_and_judge, encode_pairs
 from kit.encoders.bulk import encode_images, encode_texts
-from kit.encoders.clip import load_clip, save_clip
+from kit.encoders.clip import load_clip, save_clip, wrap_model
 from kit.encoders.model import open_model
 from kit.encoders.pairs import agreement, make_pairs, recall
 from kit.encoders.registry import CLIP, DUAL, DUAL_NETWORKS, NETWORKS
@@ -166,21 +167,23 @@ def test_without_held_out_authors_nothing_is_claimed():
 # --- the model --------------------------------------------------------------------------------------------------------
 
 
-def test_it_is_saved_and_loaded_like_any_model_and_a_changed_folder_is_refused(tmp_path):
-    clip = small_dual(tmp_path / "w")
+@pytest.mark.parametrize(("reader", "n_start"), [("minilm", 1), ("e5", 7)])  # [CLS]; [CLS] q ##u ##e ##r ##y [UNK]
+def test_it_is_saved_and_loaded_like_any_model_and_a_changed_folder_is_refused(tmp_path, reader, n_start):
+    clip = small_dual(tmp_path / "w", reader=reader)
     folder = save_clip(clip, tmp_path / "clip")
     loaded = load_clip(f"local-dir:{folder}")
     assert loaded.fingerprint == clip.fingerprint and loaded.config == clip.config
     texts = ["a cat", "", "word " * 90]
     ids = clip.text.tokenize(texts)
     assert ids.shape == (3, 28) and clip.text.can_truncate and not clip.text.is_causal
+    assert loaded.text.n_start == clip.text.n_start == n_start
     with torch.no_grad():
         pooled, tokens, mask = loaded.text.encode_ids(ids)
         torch.testing.assert_close(pooled, clip.model.encode_text(ids), atol=1e-5, rtol=1e-5)
-        short = loaded.text.encode_ids(ids[:1])  # cut to its own five tokens
+        short = loaded.text.encode_ids(ids[:1])  # cut to its own tokens
         torch.testing.assert_close(short[0], pooled[:1], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(short[1], tokens[:1, : short[1].shape[1]], atol=1e-5, rtol=1e-5)
-    assert mask.sum(dim=1).tolist() == clip.text.lengths(ids).tolist() == [6, 2, 28]
+    assert mask.sum(dim=1).tolist() == clip.text.lengths(ids).tolist() == [n_start + 5, n_start + 1, 28]
     config = (folder / "open_clip_config.json").read_text()
     (folder / "open_clip_config.json").write_text(config.replace('"bicubic"', '"nearest"'))
     with pytest.raises(InputError, match="is not the model its fingerprint.json tells of"):
@@ -209,9 +212,9 @@ def release(tmp_path_factory):
     return root, posts, texts
 
 
-def opened(release, name="auto", weights_dir=None, seed=0):
+def opened(release, name="auto", weights_dir=None, seed=0, run_dir=None):
     root, posts, texts = release
-    run = Run.open(root / "run", step="02_prototypes", write=True)
+    run = Run.open(run_dir or root / "run", step="02_prototypes", write=True)
     rows = np.flatnonzero(posts["split"] == "train")
     return open_model(
         run, posts, texts, rows[:120], rows[120:], name=name, pretrained=TAG, seed=seed,
@@ -265,6 +268,49 @@ def test_auto_takes_a_clip_then_dual_then_says_what_is_missing(release, tmp_path
     assert weights.choose_clip("auto", TAG, tmp_path) == usual and weights.clip_files("auto", TAG, tmp_path) == [
         by_hand
     ]
+
+
+def test_titles_in_other_letters_are_read_by_e5_where_it_is(release, tmp_path, capsys):
+    """Its vectors are those of block `e5`; without its weights MiniLM reads, a line says so, and the step watches for them."""
+    root, posts, texts = release
+    other = posts.assign(Title=["红色的" if row % 3 else "red" for row in range(len(posts))])
+    Run.open(tmp_path / "run", step="01_eda", write=True).write_posts(other)
+    save_dual(tmp_path / "w", "minilm")
+    before = opened((root, other, texts), weights_dir=tmp_path / "w", run_dir=tmp_path / "run")
+    said = capsys.readouterr().out
+    assert (
+        "of the titles' letters are not Latin, and minilm knows none of them" in said
+        and "kit.encoders.packaged e5" in said
+    )
+    assert NETWORKS["minilm"].model in before.external
+    (there,) = weights.files_to_watch("e5", NETWORKS["e5"].model, tmp_path / "w")
+    save_dual(tmp_path / "e5", "e5")
+    (tmp_path / "e5" / "multilingual-e5-small").rename(there.parent)
+    assert there.is_file()
+    model = opened((root, other, texts), weights_dir=tmp_path / "w", run_dir=tmp_path / "run")
+    assert NETWORKS["e5"].model in model.external and "minilm" not in model.external
+    assert "knows none" not in capsys.readouterr().out and model.clip.fingerprint != before.clip.fingerprint
+    assert (tmp_path / "run/shards/encoders/e5_texts/00000.npz").is_file()
+    loaded = load_clip(f"local-dir:{tmp_path / 'run' / 'clip'}")
+    assert loaded.text.n_start == 7
+    np.testing.assert_allclose(
+        encode_texts(texts.tolist(), loaded.text_encoder(), tmp_path / "t", precision="float32"), model.texts, atol=0.01
+    )
+    assert NETWORKS["minilm"].model in opened(release, weights_dir=tmp_path / "w").external, "these titles are Latin"
+
+
+def test_weights_that_float16_holds_are_saved_in_it(tmp_path):
+    clip = small_dual(tmp_path / "w")
+    table = clip.model.text.transformer.get_input_embeddings().weight
+    table.data = table.data.half().float()
+    clip = wrap_model(clip.model, clip.text.tokenizer, clip.config["model_cfg"], clip.name)
+    folder = save_clip(clip, tmp_path / "clip")
+    saved = load_file(folder / "open_clip_model.safetensors")
+    kept = {name for name, value in saved.items() if value.dtype == torch.float16}
+    assert "text.transformer.embeddings.word_embeddings.weight" in kept and "text.proj.project.weight" not in kept
+    loaded = load_clip(f"local-dir:{folder}")
+    assert torch.equal(loaded.model.text.transformer.get_input_embeddings().weight, table)
+    assert loaded.fingerprint == clip.fingerprint
 
 
 def test_dual_without_its_networks_is_left_out_and_says_how_to_get_them(release, tmp_path):
