@@ -114,17 +114,18 @@ def fit_blend(
 
 
 def for_the_test_part(blend: Blend, run: Run, posts: pd.DataFrame, scheme: str, calibrate: str) -> Blend:
-    """The blend as it is submitted: `levelled` by folds by time, if those of its scheme know no drift and test posts are later.
+    """The blend as it is submitted: `levelled` by folds forward in time, if those of its scheme know no drift and test posts
+    are later: by matched ones, whose posts are as late after what teaches them as test posts are, or else by time.
 
     Args:
         blend: fitted on the folds of a scheme.
         calibrate: as for `fit_blend`; "none" leaves the level as it is.
     """
     lag = run.read_table("schemes").set_index("scheme")["lag_days"].get("test part", 0)
-    by_time = "predictions_time.parquet"
-    if not (lag > 0 and scheme in ("user", "plain") and calibrate != "none" and run.has_file(by_time)):
+    forward = next(filter(run.has_file, ("predictions_matched.parquet", "predictions_time.parquet")), None)
+    if not (lag > 0 and scheme in ("user", "plain") and calibrate != "none" and forward):
         return blend
-    table = read_predictions(run.input(by_time), posts)
+    table = read_predictions(run.input(forward), posts)
     oof, _ = split_predictions(table)
     return levelled(
         blend, {name: oof[name] for name in blend.weights}, posts["label"].to_numpy(), table["fold"].to_numpy()

@@ -60,12 +60,13 @@ def read_folds(run: Run, posts: pd.DataFrame, scheme: str) -> Folds:
 def which_schemes(run: Run, asked: Iterable[str]) -> list[str]:
     """Names of schemes, each once; "auto" becomes the one that decides (table `schemes` of 01_eda) and "user" beside it.
 
-    Where folds by author decide, the second one is "time". The second is left out where 01_eda could not make it.
+    Where folds by author decide, the second one runs forward: "matched", which also foretells the level of the test part, or
+    "time". A second one that 01_eda could not make is left out.
     """
     table = run.read_table("schemes").set_index("scheme")
     deciding = table.index[table["decides"]][0]
-    second = "time" if deciding == "user" else "user"
-    auto = [deciding, *([second] if table["n"].get(second, 0) else [])]
+    seconds = ("matched", "time") if deciding == "user" else ("user",)
+    auto = [deciding, *[name for name in seconds if table["n"].get(name, 0)][:1]]
     return list(dict.fromkeys(name for one in asked for name in (auto if one == "auto" else [one])))
 
 

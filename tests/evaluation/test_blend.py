@@ -1,12 +1,15 @@
 """The blend: convex, honest about its own score, and able to undo a drift."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from kit.base.errors import InputError
 from kit.base.metrics import mae, src
-from kit.evaluation.blend import fit_blend, levelled
+from kit.evaluation.blend import fit_blend, for_the_test_part, levelled
+from kit.run.directory import Run
 from kit.run.folds import TEST, TRAIN_ONLY
+from kit.run.predictions import write_predictions
 
 RNG = np.random.default_rng(0)
 FOLDS = np.r_[np.arange(600) % 4, np.full(100, TEST)].astype(np.int8)
@@ -124,6 +127,26 @@ def test_a_level_that_moves_is_foretold_by_folds_in_time_alone():
         abs(by_author.learnt.intercept) < 4
         and mae(label[order == 6], by_author.predict({"m": model[order == 6]})) > 1.5
     )
+
+
+def test_the_level_is_that_of_folds_as_far_ahead_as_the_test_part(tmp_path):
+    run = Run.open(tmp_path, step="06_gbdt_folds")
+    posts = pd.DataFrame({"Pid": np.arange(700).astype(str), "label": TARGET})
+    schemes = pd.DataFrame({"scheme": ["test part", "user"], "decides": [False, True], "lag_days": [9.0, -5.0]})
+    run.write_table("schemes", schemes)
+    blend = fit_blend({"good": GOOD}, TARGET, FOLDS, calibrate="none")
+
+    def level(scheme="user", calibrate="auto"):
+        return for_the_test_part(blend, run, posts, scheme, calibrate).learnt.intercept
+
+    assert level() == 0, "nothing runs forward"
+    for name, off in (("time", 1.0), ("matched", 3.0)):  # labels lie so far above what was said
+        table = pd.DataFrame({"Pid": posts["Pid"], "fold": FOLDS, "good": np.where(SCORED, TRUTH - off, np.nan)})
+        write_predictions(run.output(f"predictions_{name}.parquet"), table)
+        assert level() == pytest.approx(off, abs=0.1)
+    assert level(calibrate="none") == level("matched") == 0
+    run.write_table("schemes", schemes.assign(lag_days=[-1.0, -5.0]))
+    assert level() == 0, "the test part is not later"
 
 
 def test_scores_per_fold_are_those_of_the_nested_predictions():

@@ -168,6 +168,11 @@ def test_folds_are_read_as_they_were_written(tmp_path):
         read_folds(run, posts[1:], "user")
     assert which_schemes(run, ["auto"]) == ["matched", "user"]
     assert which_schemes(run, ["plain", "auto", "user"]) == ["plain", "matched", "user"]
+    run = Run.open(tmp_path / "run", step="01_eda")
+    run.write_table("schemes", table.assign(decides=table["scheme"] == "user"))
+    assert which_schemes(run, ["auto"]) == ["user", "matched"]
+    run.write_table("schemes", table[table["scheme"] != "matched"].assign(decides=table["scheme"] == "user"))
+    assert which_schemes(run, ["auto"]) == ["user", "time"]
 
 
 def test_folds_of_your_own(tmp_path):
