@@ -36,7 +36,9 @@ SAMPLE = {  # what the probe works on
 COLUMNS = {"statistic": 350, "behaviour": 180, "clip_ft_full": 3700}  # of blocks that are not made yet; others: OTHER
 OTHER = 64
 GROWTH = {"lightgbm": 0.003, "catboost": 0.0055}  # trees until early stopping, times learning rate, per taught post
-SLOWER = 10_000  # taught posts from which they grow with the square root only
+SLOWER, POWER = 4000, 0.2  # taught posts from which they grow with this power only
+SOLUTIONS, CHOSEN = 12, 7  # of the ridge for each fold; and for each part on which it chooses penalty and view
+STEPS = 60  # of its solver, in products with the dense columns alone
 SCHEMES = 2  # that 06.schemes=auto stands for
 TORCH_S = 3.0  # to load it, and its like
 DRAWN_S, WORKER_S = 2.5, 3.0  # of figures and tables around fits; to start a process
@@ -125,13 +127,13 @@ def _fits_s(asked: Mapping[str, Any], n_folds: int, n_train: float, run: Run) ->
     from kit.boosting.learners import LEARNERS
 
     sets, models, times = _asked_fits(asked, run)
-    n_columns = sum(_columns(block, run) for one in sets for block in one.blocks)
-    n_folds_fitted = n_folds * times + FINAL
-    total, n_taught = 0.0, n_train * (1 - 1 / n_folds)
+    columns = [sum(_columns(block, run) for block in one.blocks) for one in sets]
+    n_columns, n_folds_fitted, n_taught = sum(columns), n_folds * times + FINAL, n_train * (1 - 1 / n_folds)
+    total = n_folds_fitted * _ridge_s(n_taught) * sum(n for n, one in zip(columns, sets, strict=True) if one.taught)
     stop = min(Training.stop_share, STOP_POSTS / max(1.0, n_taught))  # share that decides when to stop
     for model in (name for name in models if name in GROWTH):  # others take next to nothing
         rate = asked["learning_rate"] or LEARNERS[model].settings({}, SAMPLE["columns"])["learning_rate"]
-        trees = min(asked["rounds"], GROWTH[model] * np.sqrt(n_taught * min(n_taught, SLOWER)) / rate)
+        trees = min(asked["rounds"], GROWTH[model] * n_taught * min(1, SLOWER / n_taught) ** (1 - POWER) / rate)
         counted, again = min(asked["rounds"], trees + asked["patience"]), stop > REFIT
         prepared_s, tree_s = _fit_s(model, n_taught)
         fit_s = (1 - stop) * (prepared_s + counted * tree_s) + again * (prepared_s + trees * tree_s)
@@ -149,6 +151,17 @@ def _asked_fits(asked: Mapping[str, Any], run: Run) -> tuple[list[FeatureSet], l
 
 def _columns(block: str, run: Run) -> int:
     return len(run.read_block(block).columns) if run.has_block(block) else COLUMNS.get(block, OTHER)
+
+
+def _ridge_s(n: float) -> float:
+    """Seconds of the columns taught by labels in one fold, for each column of the block: products with all its values."""
+    from kit.boosting.ridge import JUDGED_ON, JUDGES
+
+    values = np.ones((20 * SAMPLE["least_rows"], SAMPLE["columns"]), dtype=np.float32)
+    started = time.perf_counter()
+    values[:, 0] @ values @ values.T
+    step_s = (time.perf_counter() - started) / values.size
+    return (SOLUTIONS + CHOSEN * (2 if n <= JUDGED_ON else min(1, JUDGES / n))) * STEPS * step_s * n
 
 
 def _fit_s(model: str, n: float) -> tuple[float, float]:
