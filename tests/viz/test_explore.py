@@ -56,6 +56,16 @@ def test_columns_come_with_their_own_values(look):
     assert found.loc["hour", "family"] == "posting_time" and found.loc["title_svd_0", "family"] == "title_svd"
 
 
+def test_families_of_one_author_are_the_same_without_the_others(look):
+    opened = look.opened
+    mine = np.flatnonzero(opened.posts["Uid"] == opened.posts["Uid"].iloc[17])
+    every = changed._context(opened, opened.posts)
+    alone = changed._context(opened, opened.posts.iloc[mine].reset_index(drop=True))
+    for name in changed.BY_AUTHOR:
+        with_others = changed.FAMILIES[name](every).iloc[mine].reset_index(drop=True)
+        pd.testing.assert_frame_equal(changed.FAMILIES[name](alone), with_others, check_exact=True)
+
+
 @pytest.mark.parametrize("row", POSTS)
 def test_nothing_changed_is_the_stored_prediction(look, row):
     opened, one = look.opened, look.opened.posts.iloc[row]

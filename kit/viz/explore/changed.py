@@ -34,6 +34,12 @@ PAST = {  # families that read other posts, too, and stay the same for these
     "author_history": {"time"}, "album_so_far": {"time", "title"}, "vocabulary_so_far": {"time", "tags"},
     "windows": {"time", "title", "tags"},
 }  # fmt: skip
+BY_AUTHOR = {
+    "author_history",
+    "album_so_far",
+    "vocabulary_so_far",
+    "windows",
+}  # of these: reading no other author's posts
 DECOMPOSED = {"title_svd": {"title"}, "tags_svd": {"tags"}, "tag_neighbours": {"tags"}}
 ROOMS = {"statistic": statistic.FAMILIES, "behaviour": behaviour.FAMILIES}  # block -> its families
 FAMILIES = {**statistic.FAMILIES, **behaviour.FAMILIES}
@@ -155,16 +161,25 @@ def _past(opened: Opened, row: int, changed: pd.DataFrame, changes: set[str], bl
     families = [name for name in known if PAST[name] & changes]
     if not families:
         return []
-    own = opened.keep(("past", block, row), lambda: _row_of(opened, opened.posts, row, known))
-    new = [
-        _row_of(opened, replaced(opened, row, changed.iloc[[place]]), row, families) for place in range(len(changed))
-    ]
+    own = opened.keep(("past", block, row), lambda: _row_of(opened, row, opened.posts.iloc[[row]], known))
+    new = [_row_of(opened, row, changed.iloc[[place]], families) for place in range(len(changed))]
     return [(pd.concat(new, ignore_index=True), own[new[0].columns])]
 
 
-def _row_of(opened: Opened, posts: pd.DataFrame, row: int, families: Sequence[str]) -> pd.DataFrame:
-    context = _context(opened, posts)
-    return pd.concat([FAMILIES[name](context).iloc[[row]] for name in families], axis=1).astype(np.float32)
+def _row_of(opened: Opened, row: int, one: pd.DataFrame, families: Sequence[str]) -> pd.DataFrame:
+    """The families' columns of a post with another in its place, (1, d) float32."""
+    posts, uid = replaced(opened, row, one), opened.posts["Uid"]
+    every = _context(opened, posts)
+    if one["Alltags"].iloc[0] == opened.posts["Alltags"].iloc[row]:  # its slowest part, and the same for every variant
+        vars(every)["long_tags"] = opened.keep("long tags", lambda: _context(opened, opened.posts).long_tags)
+    mine = np.flatnonzero(uid == uid.iloc[row])
+    alone = _context(opened, posts.iloc[mine].reset_index(drop=True))
+    parts = {True: (alone, [int(np.searchsorted(mine, row))]), False: (every, [row])}
+    frames = []
+    for name in families:
+        context, place = parts[name in BY_AUTHOR]
+        frames.append(FAMILIES[name](context).iloc[place].reset_index(drop=True))
+    return pd.concat(frames, axis=1).astype(np.float32)
 
 
 def replaced(opened: Opened, row: int, one: pd.DataFrame) -> pd.DataFrame:
