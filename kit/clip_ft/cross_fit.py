@@ -12,11 +12,16 @@ from scipy.stats import ks_2samp
 
 from kit.base.code import code_of
 from kit.base.files import atomic_path, digest, hash_array
+from kit.base.machine import GB, memory_gb
 from kit.base.tasks import machine_shape, map_tasks, on_cluster
 from kit.clip_ft.export import SCORES, Export, export_posts
 from kit.clip_ft.jobs import Job, as_files, open_job
 from kit.clip_ft.prototypes import Prototypes, mean_directions
 from kit.clip_ft.train import TrainingData
+from kit.encoders.clip import Clip
+
+WORKER_GB = 1.5  # of a process that trains a fold, without its CLIP
+WORTH_POSTS = 1000  # fewer are trained on one fold after the other
 
 
 def cross_fit(job: Job, export: Export, folder: Path, clip_dir: Path, workers: int = 0) -> Export:
@@ -41,6 +46,24 @@ def cross_fit(job: Job, export: Export, folder: Path, clip_dir: Path, workers: i
         rows = part["rows"]
         scores[rows], losses[rows], out_of_fold[rows] = part["scores"], part["losses"], True
     return replace(export, scores=scores, losses=losses, out_of_fold=out_of_fold)
+
+
+def side_by_side(clip: Clip, folds: np.ndarray) -> int:
+    """Processes for ``cross_fit`` on a machine without a GPU, as far as cores and memory go; 0 where it decides itself.
+
+    One thread in each does more than many threads in one after the other: the products are small. Few posts are done
+    before a process has started.
+
+    Args:
+        clip: that each will load.
+        folds: as of ``Job``.
+    """
+    cores, gpus = machine_shape()
+    weights_gb = sum(values.nbytes for values in clip.model.state_dict().values()) / GB
+    n = min(
+        folds.max() + 1, cores, int(memory_gb()[0] / (WORKER_GB + 2 * weights_gb))
+    )  # weights as read, and as loaded
+    return 0 if gpus or on_cluster() or n < 2 or (folds >= 0).sum() < WORTH_POSTS else int(n)
 
 
 def score_fold(job: Job, fold: int, folder: Path) -> dict[str, np.ndarray]:

@@ -24,9 +24,9 @@ import torch.distributed as dist
 from kit.base.files import atomic_path, read_json, write_json
 from kit.base.paths import PROJECT_ROOT
 from kit.base.process import HEADLESS, end_with
-from kit.base.tasks import machine_shape, map_tasks
+from kit.base.tasks import machine_shape, map_tasks, on_cluster
 from kit.clip_ft.prototypes import Prototypes, load_prototypes
-from kit.clip_ft.texts import TextBank
+from kit.clip_ft.texts import KEPT, TextBank
 from kit.clip_ft.train import Settings, Trained, TrainingData, is_trained, tower_dtype, train, training_key
 from kit.encoders.clip import Clip, load_clip
 
@@ -91,6 +91,8 @@ def as_files(job: Job, folder: Path, clip_dir: Path) -> Iterator[Path]:
             np.save(temporary, values)
     with atomic_path(folder / "texts.parquet") as temporary:
         pd.DataFrame({"text": job.bank.texts}).to_parquet(temporary, index=False)
+    if job.bank.place == job.bank.device == torch.device("cpu") and not on_cluster():
+        job.bank.save(folder)
     content = {"clip": clip_dir, "settings": asdict(job.settings), "bank": job.bank.options}
     write_json(folder / "job.json", content | {"data": list(data), "more": list(more)})
     yield folder
@@ -104,8 +106,9 @@ def open_job(folder: Path, device: torch.device, world: int) -> Job:
     data, more = ({n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in content[kind]} for kind in ("data", "more"))
     clip = load_clip(f"local-dir:{content['clip']}")
     clip.text.to(device)
-    options["cache_share"] /= world  # every process holds its own copy
+    options["cache_share"] /= world  # a process holds its own copy unless one is kept for all
     texts = pd.read_parquet(folder / "texts.parquet")["text"].to_numpy()
+    options["kept"] = folder if device.type == "cpu" and (folder / KEPT[-1]).is_file() else None
     bank = TextBank(clip.text, texts, dtype=tower_dtype(settings.precision, device), **options)
     return Job(clip, bank, load_prototypes(folder / "prototypes"), TrainingData(**data), settings, **more)
 

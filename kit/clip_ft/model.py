@@ -115,13 +115,12 @@ class ClipFT(nn.Module):
             class_emb: G and L where they are known already (no training); None computes them.
         """
         global_emb, local_emb = class_emb or self.class_embeddings()
-        x, visual, textual = self.projection(image.float(), self.visual, self.textual)
+        x, bank = self.projection(image.float(), self.visual, self.textual)
+        half, cosine = len(self.visual), prototype_cosine(x, bank)  # cut where it is small
         return Similarities(
             global_similarity(pooled, global_emb),
             pool_local(tokens, mask, local_emb, self.tau_s),
-            prototype_cosine(x, visual),
-            prototype_cosine(x, textual),
-            x, visual, textual,
+            cosine[:, :half], cosine[:, half:], x, bank[:, :half], bank[:, half:],
         )  # fmt: skip
 
     def logits(self, out: Similarities) -> dict[str, Tensor]:

@@ -43,13 +43,12 @@ class CrossModalProjection(nn.Module):
         nn.init.xavier_uniform_(self.out.weight, gain=0.1)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, image: Tensor, visual: Tensor, textual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x~ (B, d), V~ (B, K, d), T~ (B, K, d) from image (B, d), visual (K, d) and textual (K, d) features."""
+    def forward(self, image: Tensor, visual: Tensor, textual: Tensor) -> tuple[Tensor, Tensor]:
+        """x~ (B, d), and V~ and T~ one after the other (B, 2K, d), from image (B, d), visual and textual (K, d) features."""
         x = self.visual_proj(_unit(image))  # (B, d)
         bank = torch.cat([self.visual_proj(_unit(visual)), self.textual_proj(_unit(textual))])  # (2K, d)
         attended_x, attended_bank = self._attend(x, bank)
-        x, bank = self._finish(x, attended_x), self._finish(bank, attended_bank)
-        return x, bank[:, : len(visual)], bank[:, len(visual) :]
+        return self._finish(x, attended_x), self._finish(bank, attended_bank)
 
     def _attend(self, x: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
         """Attention output of images (B, d) and prototypes (B, 2K, d); i, j run over prototypes, h over heads."""
@@ -57,10 +56,11 @@ class CrossModalProjection(nn.Module):
         q_p, k_p, v_p = self._split(bank)  # (2K, h, e)
         scale = q_x.shape[-1] ** -0.5
         out = self.out.weight.view(-1, *q_x.shape[1:])  # (d, h, e): the output projection, head by head
-        x_out = torch.einsum("bhe,dhe->bhd", v_x, out)  # what the image contributes wherever it is attended to
+        bias = self.out.bias / self.heads  # once in the sum over heads, where it costs no pass over (B, 2K, d)
+        x_out = torch.einsum("bhe,dhe->bhd", v_x, out) + bias  # what the image contributes wherever it is attended to
 
         among = torch.einsum("ihe,jhe->hij", q_p, k_p) * scale  # prototypes among themselves: the same for all samples
-        among_out = torch.einsum("hij,jhe,dhe->ihd", among.softmax(dim=-1), v_p, out)
+        among_out = torch.einsum("hij,jhe,dhe->ihd", among.softmax(dim=-1), v_p, out) + bias
         to_x = torch.einsum("ihe,bhe->bhi", q_p, k_x) * scale
         gate = torch.sigmoid(to_x - among.logsumexp(dim=-1))  # (B, h, 2K): weight of the image in a prototype's softmax
         attended_bank = torch.einsum("bhi,ihd->bid", 1 - gate, among_out) + torch.einsum("bhi,bhd->bid", gate, x_out)
@@ -69,7 +69,7 @@ class CrossModalProjection(nn.Module):
         itself = (q_x * k_x).sum(dim=-1, keepdim=True) * scale
         weights = torch.cat([from_x, itself], dim=-1).softmax(dim=-1)  # (B, h, 2K + 1)
         attended_x = torch.einsum("bhj,jhe->bhe", weights[..., :-1], v_p) + weights[..., -1:] * v_x
-        return self.out(attended_x.flatten(1)), attended_bank + self.out.bias
+        return self.out(attended_x.flatten(1)), attended_bank
 
     def _split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (n, heads, d / heads) of (n, d)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,12 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kit.base.files import atomic_path
 from kit.base.machine import GB, memory_gb
 from kit.base.progress import progress
 from kit.clip_ft.prompts import tower_precision
 from kit.encoders.text_tower import TextTower
 
 TOKENIZE_CHUNK = 4096
+KEPT = ("tokens.npy", "pooled.npy")  # files of a saved bank
 
 
 class TextBank:
@@ -36,6 +39,7 @@ class TextBank:
         mask_sot: leave out the start-of-text token, which under causal attention is one constant vector, and a prefix that
             the tower reads before each text.
         dtype: precision of the tower under autocast.
+        kept: folder in which a bank of the same tower and texts was saved; its word features are mapped, not made again.
     Attributes:
         options: how it was made, without the tower.
         n_distinct: number of distinct texts.
@@ -52,6 +56,7 @@ class TextBank:
         batch_size: int = 256,
         mask_sot: bool = True,
         dtype: torch.dtype = torch.float32,
+        kept: Path | None = None,
     ):
         self.tower, self.dtype = tower.eval().requires_grad_(False), dtype
         self.device = next(tower.parameters()).device
@@ -62,8 +67,11 @@ class TextBank:
         self._lengths = torch.cat([tower.valid_mask(part).sum(dim=1) for part in self.ids.split(TOKENIZE_CHUNK)])
         self.cache_bytes = 2 * tower.dim * (int(self._lengths.sum()) + len(self.ids))
         self.n_distinct = len(self.ids)
-        self.place = _place(self.device, self.cache_bytes, cache_share)
-        if self.place is not None:
+        self._starts = self._lengths.cumsum(dim=0) - self._lengths
+        self.place = _place(self.device, self.cache_bytes, cache_share) if kept is None else torch.device("cpu")
+        if kept is not None:
+            self._tokens, self._pooled = (torch.from_numpy(np.load(kept / name, mmap_mode="c")) for name in KEPT)
+        elif self.place is not None:
             self._fill(batch_size)
 
     def __len__(self) -> int:
@@ -73,6 +81,12 @@ class TextBank:
     def texts(self) -> np.ndarray:
         """(n_posts,) object array, the text of each post."""
         return self._distinct[self.text_idx]
+
+    def save(self, folder: Path) -> None:
+        """Write the word features, held in main memory, for the banks of other processes, which share them as ``kept``."""
+        for name, values in zip(KEPT, (self._tokens, self._pooled), strict=True):
+            with atomic_path(folder / name) as temporary:
+                np.save(temporary, values.numpy())
 
     @property
     def fingerprint(self) -> str:
@@ -107,7 +121,6 @@ class TextBank:
 
     def _fill(self, batch_size: int) -> None:
         """Encode all distinct texts, shortest first so that batches hold few pads."""
-        self._starts = self._lengths.cumsum(dim=0) - self._lengths
         half = {"dtype": torch.float16, "device": self.place}
         self._tokens = torch.empty((int(self._lengths.sum()), self.tower.dim), **half)
         self._pooled = torch.empty((len(self.ids), self.tower.dim), **half)

@@ -7,7 +7,8 @@ the processes' gradients is the gradient of the whole batch. One process and sev
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -165,6 +166,26 @@ def evaluate(model: ClipFT, bank: TextBank, data: TrainingData, rows: np.ndarray
         dist.all_reduce(sums)
     means = dict(zip(names, (sums[:-1] / sums[-1]).tolist(), strict=True))
     return {"loss": sum(means[term] for term in TERMS), **means}
+
+
+def step_seconds(clip: Clip, bank: TextBank, names: Sequence[str], settings: Settings, n: int = 2) -> float:
+    """Seconds of a training step, the mean of n after a first one: ``bank``'s texts, random images and prototypes, kept nowhere.
+
+    Args:
+        clip, bank, settings: as for ``train``; texts are repeated up to ``settings.batch_size``.
+        names: K class names.
+    """
+    rng, n_posts = np.random.default_rng(0), len(bank)
+    image, visual, textual = (rng.normal(size=(m, clip.dim)).astype(np.float32) for m in (n_posts, *2 * [len(names)]))
+    made = Prototypes(list(names), list(names), visual, textual, pd.DataFrame())
+    data = TrainingData(image, np.arange(n_posts) % len(names), np.arange(n_posts))
+    trainer = _Trainer(build_model(clip, made, settings, bank.device).train(), bank, data, settings)
+    rows = np.resize(np.arange(n_posts), settings.batch_size)
+    trainer.step(rows)
+    started = time.perf_counter()
+    for _ in range(n):
+        trainer.step(rows)
+    return (time.perf_counter() - started) / n
 
 
 # --- shared with export and the distributed worker --------------------------------------------------------------------

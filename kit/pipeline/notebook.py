@@ -33,6 +33,9 @@ QUIET = ["--log-level=50"]  # a kernel that is told to end may log an interrupt;
 MAX_SOCKET_PATH = 90  # characters; systems allow some 100
 ENVIRONMENT = {  # for the kernels
     "OMP_WAIT_POLICY": "passive",  # spinning threads make LightGBM 10 times slower next to any other process
+    # torch makes and frees arrays of some MB in each step; as it comes, glibc hands them back to the system each time
+    "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONHASHSEED": "0",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",

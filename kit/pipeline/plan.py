@@ -19,7 +19,7 @@ from kit.base.paths import PROJECT_ROOT, resolve
 from kit.pipeline.steps import Step
 from kit.run.marks import read_mark
 
-PROBED = ("04_features", "05_oversampling", "06_gbdt_folds")  # steps that a probe knows
+SHORT = ("01_eda", "07_blend")  # steps not worth a probe of their own
 PROBES = 4  # at most, side by side
 START_S = 4.0  # of a kernel, a notebook's imports and its figures
 ALIKE = {  # parameters that must be the same for one run's time to tell of another's
@@ -77,7 +77,7 @@ def forecast(steps: Sequence[Step], run_dir: Path, costs: Mapping[str, Cost | No
     """
     to_run = [step for step in steps if step.name in costs]
     told: dict[str, float] = {}
-    if any(step.name in PROBED and not _alike(step, costs[step.name]) for step in to_run):
+    if any(step.name not in SHORT and not _alike(step, costs[step.name]) for step in to_run):
         told = _asked([[step.name, step.parameters] for step in steps], run_dir)
     n_posts = int(told.get("posts", _n_posts(run_dir)))
     return [_one(step, costs[step.name], told.get(str(steps.index(step))), n_posts) for step in to_run]

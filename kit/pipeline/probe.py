@@ -1,6 +1,6 @@
 """What small pieces of the steps' work take on this machine, and so all of it: a JSON object, place of the step -> seconds.
 
-A few trees are fitted on as many numbers as will be, the features of a few posts are made, a few images and texts encoded.
+A few trees are fitted on as many numbers as will be, the features of a few posts are made; for networks see ``probe_networks``.
 
     python -m kit.pipeline.probe '[["01_eda", {"data_dir": "inputs/demo", "n_folds": 3}]]' outputs/demo
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,17 @@ import pandas as pd
 
 from kit.base.machine import usable_cores
 from kit.base.paths import resolve
-from kit.encoders.registry import ENCODERS, Baseline, chosen_models, wanted_blocks
-from kit.encoders.weights import find_weights
 from kit.evaluation.table_one import FeatureSet, parse_sets
 from kit.features.behaviour import behaviour_block
 from kit.features.statistic import statistic_block
-from kit.pipeline.plan import PROBED, START_S, size
+from kit.pipeline.plan import START_S, size
+from kit.pipeline.probe_networks import Networks
 from kit.release import smpd
-from kit.release.texts import other_letters
 from kit.run.directory import Run
 from kit.run.folds import usual_folds
 
 SAMPLE = {  # what the probe works on
-    "posts": 2000, "least_rows": 500, "rows": 4000, "columns": 200, "codes": 4, "trees": 30, "images": 32, "texts": 128,
+    "posts": 2000, "least_rows": 500, "rows": 4000, "columns": 200, "codes": 4, "trees": 30,
 }  # fmt: skip
 COLUMNS = {"statistic": 350, "behaviour": 180, "clip_ft_full": 3700}  # of blocks that are not made yet; others: OTHER
 OTHER = 64
@@ -39,8 +37,10 @@ GROWTH = {"lightgbm": 0.003, "catboost": 0.0055}  # trees until early stopping, 
 SLOWER, POWER = 4000, 0.2  # taught posts from which they grow with this power only
 SOLUTIONS, CHOSEN = 12, 7  # of the ridge for each fold; and for each part on which it chooses penalty and view
 STEPS = 60  # of its solver, in products with the dense columns alone
+FITS, LOAD_TORCH = ("05_oversampling", "06_gbdt_folds"), ("02_prototypes", "03_clip_ft", "04_features")  # steps
 SCHEMES = 2  # that 06.schemes=auto stands for
 TORCH_S = 3.0  # to load it, and its like
+EXPLORED = 8  # times that 08 makes the features of all posts, about
 DRAWN_S, WORKER_S = 2.5, 3.0  # of figures and tables around fits; to start a process
 TASK_S, FUSED_S = 0.5, 0.2  # around one call of `fit_folds`; to fuse what it says
 FINAL = 0.6  # of a fold: the model for test posts needs no counting
@@ -59,20 +59,27 @@ def probe(steps: Sequence[tuple[str, Mapping[str, Any]]], run_dir: Path) -> dict
     posts = run.posts() if run.has_file("posts.parquet") else smpd.read_release(resolve(folder))
     read_s, told = time.perf_counter() - started, {"posts": len(posts)}
     n_folds = next((p["n_folds"] for _, p in steps if p.get("n_folds")), usual_folds(int(TRAIN * len(posts))))
+    networks, features_s = Networks(posts), _features_s(posts)
     for place, (name, asked) in enumerate(steps):
+        seconds: float | None = None
         if name == "01_eda":
             seconds = 3 * read_s
+        elif name == "02_prototypes":
+            seconds = networks.clip_s(asked)
+        elif name == "03_clip_ft":
+            seconds = networks.clip_ft_s(asked)
         elif name == "04_features":
-            seconds = TORCH_S + _features_s(posts) + sum(_encoders_s(posts, asked)) / usable_cores()
-        elif name in PROBED:
+            seconds = features_s + networks.encoders_s(asked)
+        elif name in FITS:
             seconds = _fits_s(asked, n_folds, TRAIN * len(posts), run)
         elif name == "07_blend":
             seconds = FUSED_S * sum(
                 len(asked["sets"]) * len(asked["models"]) for name, asked in steps if "sets" in asked
             )
-        else:
-            continue
-        told[str(place)] = START_S + seconds
+        elif name == "08_explore":
+            seconds = EXPLORED * features_s + TORCH_S * any(other == "02_prototypes" for other, _ in steps)
+        if seconds is not None:
+            told[str(place)] = START_S + seconds + TORCH_S * (name in LOAD_TORCH)
     return told
 
 
@@ -81,44 +88,6 @@ def _features_s(posts: pd.DataFrame) -> float:
     started = time.perf_counter()
     statistic_block(some), behaviour_block(some)
     return (time.perf_counter() - started) * len(posts) / len(some)
-
-
-def _encoders_s(posts: pd.DataFrame, asked: Mapping[str, Any]) -> Iterator[float]:
-    """Of each network that has its weights: seconds of one core for all posts."""
-    for name in wanted_blocks(asked["baselines"], other_letters(posts["Title"])):
-        for network, model in chosen_models(name).items():
-            if path := find_weights(network, model, asked["weights_dir"]):
-                yield from _network_s(network, model, path, posts, ENCODERS[name])
-
-
-def _network_s(network: str, model: str, path: Path, posts: pd.DataFrame, block: Baseline) -> Iterator[float]:
-    import torch
-
-    from kit.encoders import networks
-    from kit.release.images import ImageDataset
-
-    if block.image == network:
-        encoder: Any = networks.load_image_encoder(network, model, path)
-        paths = posts["image_path"].iloc[: SAMPLE["images"]].tolist()
-        yield _encoded_s(encoder, lambda: torch.from_numpy(
-            next(ImageDataset(paths, encoder.transform, encoder.draft_px).batches(len(paths)))[0]), len(posts))  # fmt: skip
-    if block.text == network:
-        encoder = networks.load_text_encoder(network, model, path)
-        texts = (posts["Title"] + " " + posts["Alltags"]).iloc[: SAMPLE["texts"]].tolist()
-        yield _encoded_s(
-            encoder, lambda: (ids := encoder.tokenize(texts))[:, : int(encoder.lengths(ids).max())], len(posts)
-        )
-
-
-def _encoded_s(encoder: Any, make: Callable[[], Any], n: int) -> float:
-    import torch
-
-    with torch.inference_mode():
-        encoder.encode_batch(encoder.module, make()[:2])  # the first pass takes longer
-        started = time.perf_counter()
-        batch = make()
-        encoder.encode_batch(encoder.module, batch)
-    return (time.perf_counter() - started) / len(batch) * n
 
 
 def _fits_s(asked: Mapping[str, Any], n_folds: int, n_train: float, run: Run) -> float:

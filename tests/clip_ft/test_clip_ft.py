@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from kit.base import code
 from kit.base.errors import InputError
+from kit.clip_ft import cross_fit as cross_fitting
 from kit.clip_ft import train as train_module
 from kit.clip_ft.alignment import global_similarity, pool_local
 from kit.clip_ft.cross_fit import cross_fit, score_shift, without_posts
@@ -33,6 +34,7 @@ from kit.clip_ft.train import (
     build_model,
     evaluate,
     model_inputs,
+    step_seconds,
     tower_dtype,
     train,
     training_key,
@@ -236,6 +238,12 @@ def random_sets(batch=3, seed=0):
     return tuple(torch.randn(n, DIM, generator=generator) for n in (batch, K, K))
 
 
+def both(found):
+    """x~, and V~ and T~ apart."""
+    x, bank = found
+    return x, bank.chunk(2, dim=1)
+
+
 def attend_slowly(module, image, visual, textual):
     """Eq. 6 as written: per sample the 2K + 1 tokens through one ordinary multi-head self-attention layer."""
     attention = torch.nn.MultiheadAttention(DIM, module.heads, batch_first=True)
@@ -252,7 +260,7 @@ def attend_slowly(module, image, visual, textual):
         attended = attention(tokens, tokens, tokens)[0]
         results.append(module.norm(tokens + attended)[0])
     out = torch.stack(results)
-    return out[:, 0], out[:, 1 : 1 + K], out[:, 1 + K :]
+    return out[:, 0], out[:, 1:]
 
 
 @pytest.mark.parametrize("options", [{}, {"share_projection": True}], ids=str)
@@ -264,7 +272,7 @@ def test_projection_equals_full_self_attention(options):
     sets = random_sets()
     for found, expected in zip(module(*sets), attend_slowly(module, *sets), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert [tuple(part.shape) for part in module(*sets)] == [(3, DIM), (3, K, DIM), (3, K, DIM)]
+    assert [tuple(part.shape) for part in module(*sets)] == [(3, DIM), (3, 2 * K, DIM)]
     assert (module.visual_proj is module.textual_proj) == ("share_projection" in options)
 
 
@@ -272,9 +280,9 @@ def test_projection_is_permutation_equivariant_and_independent_per_sample():
     torch.manual_seed(0)
     module = CrossModalProjection(DIM, heads=2).eval()
     image, visual, textual = random_sets()
-    x, v, t = module(image, visual, textual)
+    x, (v, t) = both(module(image, visual, textual))
     order = torch.randperm(K)
-    x2, v2, t2 = module(image, visual[order], textual[order])
+    x2, (v2, t2) = both(module(image, visual[order], textual[order]))
     torch.testing.assert_close(x2, x, atol=1e-5, rtol=0)
     torch.testing.assert_close(v2, v[:, order], atol=1e-5, rtol=0)
     torch.testing.assert_close(t2, t[:, order], atol=1e-5, rtol=0)
@@ -362,7 +370,7 @@ def test_identity_start_knows_separable_classes(clip):
     centres = rng.standard_normal((77, DIM)).astype(np.float32)
     model = ClipFT(clip.text, [f"class {i}" for i in range(77)], centres, centres, n_ctx=4, heads=4).eval()
     image = torch.from_numpy(centres + 0.2 * rng.standard_normal(centres.shape).astype(np.float32))
-    x, v, t = model.projection(image, model.visual, model.textual)
+    x, (v, t) = both(model.projection(image, model.visual, model.textual))
     logits = (prototype_cosine(x, v) + prototype_cosine(x, t)) / 2 / 0.07
     loss = F.cross_entropy(logits, torch.arange(77))
     assert loss.item() < 0.5 * math.log(77)
@@ -741,6 +749,35 @@ def test_folds_in_workers_are_those_of_this_process(clip, posts, tmp_path, monke
     spread = cross_fit(*arguments, tmp_path / "spread", tmp_path / "clip", workers=2)
     np.testing.assert_allclose(spread.losses, alone.losses, rtol=1e-4, atol=1e-5)
     assert not (tmp_path / "spread" / "job").exists() and spread.out_of_fold.all()
+
+
+def test_workers_share_the_word_features_of_this_process(clip, posts, tmp_path):
+    bank = posts[0]
+    bank.save(tmp_path)
+    kept = TextBank(clip.text, bank.texts, cache_share=0.0, kept=tmp_path)
+    assert kept.place == torch.device("cpu") and not kept._tokens.equal(torch.zeros_like(kept._tokens))
+    for mine, theirs in zip(bank.batch(np.arange(9)), kept.batch(np.arange(9)), strict=True):
+        assert mine.equal(theirs)
+
+
+def test_folds_are_trained_side_by_side_as_far_as_cores_and_memory_go(clip, monkeypatch):
+    shape, total_gb = [8, 0], 100.0
+    monkeypatch.setattr(cross_fitting, "machine_shape", lambda: tuple(shape))
+    monkeypatch.setattr(cross_fitting, "memory_gb", lambda: (total_gb, 0.0))
+    folds, few = np.arange(1000) % 5, np.arange(999) % 5
+    assert cross_fitting.side_by_side(clip, folds) == 5 and cross_fitting.side_by_side(clip, np.arange(1000) % 9) == 8
+    assert cross_fitting.side_by_side(clip, few) == 0, "not worth the start of a process"
+    total_gb = 5.0
+    assert cross_fitting.side_by_side(clip, folds) == 3
+    total_gb = 2.0
+    assert cross_fitting.side_by_side(clip, folds) == 0, "one after the other in this process"
+    total_gb, shape[1] = 100.0, 1
+    assert cross_fitting.side_by_side(clip, folds) == 0, "a GPU is not shared"
+
+
+def test_a_step_is_timed_without_a_trace(clip, posts):
+    seconds = step_seconds(clip, posts[0], ["red", "blue"], dataclasses.replace(SMALL, batch_size=200), 1)
+    assert seconds > 0 and clip.text.training is False
 
 
 def test_score_shift_sees_a_shift():

@@ -11,12 +11,15 @@ import pytest
 
 from kit.base.files import write_json
 from kit.base.paths import PROJECT_ROOT
-from kit.pipeline import plan
+from kit.pipeline import plan, probe_networks
 from kit.pipeline.notebook import _Heartbeat
 from kit.pipeline.plan import START_S, size
+from kit.pipeline.probe_networks import LEARNT_S, Networks
 from kit.pipeline.steps import Step
+from kit.release.smpd import read_release
 from kit.run.marks import RECORD_KEYS, STAMP_KEYS, done_path
 from tests.conftest import Release
+from tests.tiny_networks import save_dual
 
 SETS = {"sets": ["statistic", "statistic+behaviour"], "schemes": ["auto"], "models": ["lightgbm"], "learning_rate": 0.1,
         "rounds": 50, "patience": 10}  # fmt: skip
@@ -76,15 +79,54 @@ def test_a_probe_tells_of_posts_that_no_run_has_seen(tmp_path):
     data = Release(tmp_path / "data").write()
 
     def asked(**more):
-        steps = [["01_eda", {"data_dir": str(data), "n_folds": 3}], ["02_prototypes", {}],
+        steps = [["01_eda", {"data_dir": str(data), "n_folds": 3}], ["09_mine", {}],
                  ["04_features", {"baselines": [], "weights_dir": "x"}], ["06_gbdt_folds", SETS | more]]  # fmt: skip
         command = [sys.executable, "-m", "kit.pipeline.probe", json.dumps(steps), str(tmp_path / "run")]
         done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
 
     told, more = asked(), asked(sets=["all"], rounds=50_000, patience=50_000)
-    assert told["posts"] == 52 and set(told) == {"posts", "0", "2", "3"}, "nothing tells of 02"
+    assert told["posts"] == 52 and set(told) == {"posts", "0", "2", "3"}, "nothing tells of a notebook of one's own"
     assert all(START_S < told[place] < 60 for place in "023") and more["3"] > 3 * told["3"]
+
+
+CLIP = {
+    "clip_model": "smp-tiny",
+    "pretrained": "laion2b_s34b_b79k",
+    "weights_dir": "none",
+    "without_weights": "leave out",
+    "tiny_effort": 1.0,
+}
+
+
+def test_a_probe_tells_of_networks_before_their_first_run(tmp_path):
+    posts = read_release(Release(tmp_path / "data", images=True).write())
+    networks = Networks(posts)
+    asked = {"epochs": 2, "cross_folds": 3, "batch_size": 16}
+    assert networks.clip_ft_s(asked) == 0.0, "03 is left out without 02"
+    assert networks.clip_s(CLIP | {"clip_model": "auto"}) == 0.0, "there are no weights"
+    assert networks.clip_s(CLIP | {"clip_model": "auto", "without_weights": "download"}) is None
+    short, long = (networks.clip_s(CLIP | {"tiny_effort": effort}) for effort in (0.01, 1.0))
+    assert 0 < short < long / 5
+    few, many = (networks.clip_ft_s(asked | {"epochs": epochs}) - LEARNT_S for epochs in (2, 200))
+    assert 0 < few < many / 10
+
+
+def test_what_02_has_encoded_costs_04_nothing(tmp_path):
+    save_dual(tmp_path / "weights")
+    posts = read_release(Release(tmp_path / "data", images=True).write())
+    networks, alone = Networks(posts), Networks(posts)
+    asked = {"baselines": ["efficientnet", "minilm"], "weights_dir": str(tmp_path / "weights")}
+    assert networks.clip_s(CLIP | asked | {"clip_model": "auto"}) > 0
+    assert networks.encoders_s(asked) == 0.0 < alone.encoders_s(asked)
+    assert networks.clip_ft_s({"epochs": 1, "cross_folds": 0, "batch_size": 16}) > LEARNT_S
+
+
+def test_a_machine_with_a_gpu_is_not_judged_by_its_processor(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe_networks, "machine_shape", lambda: (2, 1))
+    networks = Networks(read_release(Release(tmp_path / "data", images=True).write()))
+    assert networks.clip_s(CLIP) is None and networks.clip_ft_s({}) is None
+    assert networks.encoders_s({"baselines": ["minilm"]}) == 0.0
 
 
 def test_the_plan_sums_what_is_known():
