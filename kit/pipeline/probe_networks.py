@@ -9,8 +9,10 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from kit.base.machine import usable_cores
@@ -37,10 +39,15 @@ class Networks:
     """
 
     def __init__(self, posts: pd.DataFrame):
-        self.posts, self.texts = posts, post_texts(posts)
+        self.posts = posts
         self.cores, self.has_gpu = usable_cores(), machine_shape()[1] > 0
         self._clip: Any = None
         self._encoded: set[str] = set()
+
+    @cached_property
+    def texts(self) -> np.ndarray:
+        """(n_posts,) the text of each post."""
+        return post_texts(self.posts)
 
     def clip_s(self, asked: Mapping[str, Any]) -> float | None:
         """Of notebook 02; 0 where it will be left out, None where nothing tells."""
