@@ -42,6 +42,7 @@ class Networks:
         self.posts = posts
         self.cores, self.has_gpu = usable_cores(), machine_shape()[1] > 0
         self._clip: Any = None
+        self._knows = not self.has_gpu  # what 03 will have
         self._encoded: set[str] = set()
 
     @cached_property
@@ -56,6 +57,7 @@ class Networks:
         download = asked["without_weights"] == "download"
         model = choose_clip(asked["clip_model"], asked["pretrained"], asked["weights_dir"], download)
         if missing_network("clip", model, asked["weights_dir"]):
+            self._knows = self._knows and not download
             return None if download else 0.0
         if not any(map(os.path.isfile, self.posts["image_path"].iloc[:IMAGES])):
             return 0.0
@@ -76,7 +78,7 @@ class Networks:
     def clip_ft_s(self, asked: Mapping[str, Any]) -> float | None:
         """Of notebook 03, after ``clip_s``; 0 where it will be left out, None where nothing tells."""
         if self._clip is None:
-            return None if self.has_gpu else 0.0
+            return 0.0 if self._knows else None
         fill_s, step_s = self._step_s(asked["batch_size"])
         n_train, n_folds, epochs = int((self.posts["split"] == "train").sum()), asked["cross_folds"], asked["epochs"]
         own, crossed = epochs * n_train, epochs * max(0, n_folds - 1) * n_train  # posts in steps

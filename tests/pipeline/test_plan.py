@@ -106,6 +106,7 @@ def test_a_probe_tells_of_networks_before_their_first_run(tmp_path):
     assert networks.clip_ft_s(asked) == 0.0, "03 is left out without 02"
     assert networks.clip_s(CLIP | {"clip_model": "auto"}) == 0.0, "there are no weights"
     assert networks.clip_s(CLIP | {"clip_model": "auto", "without_weights": "download"}) is None
+    assert networks.clip_ft_s(asked) is None, "it comes from the network"
     short, long = (networks.clip_s(CLIP | {"tiny_effort": effort}) for effort in (0.01, 1.0))
     assert 0 < short < long / 5
     few, many = (networks.clip_ft_s(asked | {"epochs": epochs}) - LEARNT_S for epochs in (2, 200))
