@@ -27,6 +27,7 @@ from kit.clip_ft.model import ClipFT, class_losses
 from kit.clip_ft.prototypes import Prototypes
 from kit.clip_ft.texts import TextBank, to_device
 from kit.encoders.clip import Clip
+from kit.encoders.text_tower import TextTower
 
 EVAL_BATCH = 256
 TERMS = ("L_g", "L_o", "L_c")
@@ -97,6 +98,15 @@ def build_model(clip: Clip, prototypes: Prototypes, settings: Settings, device: 
         logit_scale=clip.logit_scale, heads=settings.heads, dropout=settings.dropout,
         share_projection=settings.share_projection, tower_dtype=tower_dtype(settings.precision, device), seed=settings.seed,
     ).to(device)  # fmt: skip
+
+
+def batch_and_rate(tower: TextTower, batch_size: int, lr: float) -> tuple[int, float]:
+    """Posts per step and learning rate; for ``batch_size`` 0 the paper's, or four times both where prompts cost most of a step.
+
+    That is where a tower cannot pack the classes (``kit.clip_ft.prompts``): it reads all of them anew in each step.
+    """
+    more = 1 if tower.is_causal and tower.can_truncate else 4
+    return (batch_size, lr) if batch_size else (more * Settings.batch_size, more * lr)
 
 
 def train(

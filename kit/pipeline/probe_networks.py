@@ -153,8 +153,9 @@ class Networks:
     def _step_s(self, batch_size: int) -> tuple[float, float]:
         """Seconds for the word features of all texts, and for a post in a step of CLIP_FT."""
         from kit.clip_ft.texts import TextBank
-        from kit.clip_ft.train import Settings, step_seconds
+        from kit.clip_ft.train import Settings, batch_and_rate, step_seconds
 
+        batch_size, _ = batch_and_rate(self._clip.text, batch_size, 0.0)
         started, n = time.perf_counter(), min(TEXTS, len(self.texts))
         bank = TextBank(self._clip.text, self.texts[:n])
         fill_s = (time.perf_counter() - started) / n * len(set(self.texts))

@@ -26,7 +26,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> paramet
     },
     "paper": {  # its protocol, as far as it is known: the table in 03 has the reasons against
         "02": {"valid_share": 0.0},
-        "03": {"share_projection": True, "mask_sot": False, "cross_folds": 0, "full": True},
+        "03": {"share_projection": True, "mask_sot": False, "cross_folds": 0, "full": True, "batch_size": 128},
         "06": {"sets": ["paper"]},
     },
     "quick": {"04": {"baselines": []}, "06": {"sets": ["all"]}, "07": {"near_images": False}},

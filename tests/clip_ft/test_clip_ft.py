@@ -30,6 +30,7 @@ from kit.clip_ft.train import (
     Settings,
     TrainingData,
     _Trainer,
+    batch_and_rate,
     batches,
     build_model,
     evaluate,
@@ -774,6 +775,12 @@ def test_folds_are_trained_side_by_side_as_far_as_cores_and_memory_go(clip, monk
     assert cross_fitting.side_by_side(clip, folds) == 0, "one after the other in this process"
     total_gb, shape[1] = 100.0, 1
     assert cross_fitting.side_by_side(clip, folds) == 0, "a GPU is not shared"
+
+
+def test_steps_are_larger_where_each_reads_all_prompts(clip):
+    more = 1 if clip.text.is_causal else 4
+    assert batch_and_rate(clip.text, 0, 1e-4) == (128 * more, pytest.approx(1e-4 * more))
+    assert batch_and_rate(clip.text, 64, 1e-4) == (64, 1e-4), "what is asked for is done"
 
 
 def test_a_step_is_timed_without_a_trace(clip, posts):
