@@ -21,7 +21,7 @@ from kit.clip_ft.train import TrainingData
 from kit.encoders.clip import Clip
 
 WORKER_GB = 1.5  # of a process that trains a fold, without its CLIP
-WORTH_POSTS = 1000  # fewer are trained on one fold after the other
+WORTH_POSTS = 5000  # fewer are trained on one fold after the other
 
 
 def cross_fit(job: Job, export: Export, folder: Path, clip_dir: Path, workers: int = 0) -> Export:
@@ -60,9 +60,8 @@ def side_by_side(clip: Clip, folds: np.ndarray) -> int:
     """
     cores, gpus = machine_shape()
     weights_gb = sum(values.nbytes for values in clip.model.state_dict().values()) / GB
-    n = min(
-        folds.max() + 1, cores, int(memory_gb()[0] / (WORKER_GB + 2 * weights_gb))
-    )  # weights as read, and as loaded
+    fit = int(memory_gb()[0] / (WORKER_GB + 2 * weights_gb))  # weights as read, and as loaded
+    n = min(folds.max() + 1, cores, fit - 1)  # this process stays beside them
     return 0 if gpus or on_cluster() or n < 2 or (folds >= 0).sum() < WORTH_POSTS else int(n)
 
 
