@@ -322,7 +322,7 @@ def test_forward_is_the_equations_put_together(clip, posts):
     global_emb, local_emb = model.class_embeddings()
     torch.testing.assert_close(out.global_cosine, global_similarity(pooled, global_emb))
     torch.testing.assert_close(out.local_cosine, pool_local(tokens, mask, local_emb, 0.02))
-    x, v, t = attend_slowly(model.projection, image, model.visual, model.textual)
+    x, (v, t) = both(attend_slowly(model.projection, image, model.visual, model.textual))
     logits = model.logits(out)
     for b in range(6):  # Eq. 7 with averaged logits, temperatures apart
         for i in range(K):
