@@ -38,7 +38,8 @@ def test_the_demo_measures_what_was_recorded():
     most = max(row["n"] for row in found)  # scores of fewer posts move more: with the root of their number
     far = [f"{row['features']} by {row['scheme']}: {metric} {row[metric]} recorded, {now[metric]} now"
            for row, now in zip(known["scores"], found, strict=True)
-           for metric, tolerance in known["tolerance"].items() if abs(row[metric] - now[metric]) > tolerance * (most / row["n"]) ** 0.5]  # fmt: skip
+           for metric, tolerance in known["tolerance"].items()
+           if abs(row[metric] - now[metric]) > tolerance * (most / row["n"]) ** 0.5]  # fmt: skip
     assert not far, "\n".join(
         ["the demo's scores have moved; if they should have: python -m tests.record outputs/demo", *far]
     )
