@@ -20,6 +20,7 @@ from kit.pipeline.steps import Step
 from kit.run.marks import read_mark
 
 SHORT = ("01_eda", "07_blend")  # steps not worth a probe of their own
+NETWORKS = ("02_prototypes", "03_clip_ft", "04_features")  # these share them: what one has encoded, a later one finds
 PROBES = 4  # at most, side by side
 START_S = 4.0  # of a kernel, a notebook's imports and its figures
 ALIKE = {  # parameters that must be the same for one run's time to tell of another's
@@ -77,8 +78,10 @@ def forecast(steps: Sequence[Step], run_dir: Path, costs: Mapping[str, Cost | No
     """
     to_run = [step for step in steps if step.name in costs]
     told: dict[str, float] = {}
-    if any(step.name not in SHORT and not _alike(step, costs[step.name]) for step in to_run):
-        told = _asked([[step.name, step.parameters] for step in steps], run_dir)
+    unknown = {step.name for step in to_run if step.name not in SHORT and not _alike(step, costs[step.name])}
+    if unknown:  # what has networks is asked only for what will run: a probe of them takes seconds
+        done = {name for name in NETWORKS if not unknown & set(NETWORKS)}
+        told = _asked([["" if step.name in done else step.name, step.parameters] for step in steps], run_dir)
     n_posts = int(told.get("posts", _n_posts(run_dir)))
     return [_one(step, costs[step.name], told.get(str(steps.index(step))), n_posts) for step in to_run]
 

@@ -22,7 +22,7 @@ from kit.base.paths import resolve
 from kit.evaluation.table_one import FeatureSet, parse_sets
 from kit.features.behaviour import behaviour_block
 from kit.features.statistic import statistic_block
-from kit.pipeline.plan import START_S, size
+from kit.pipeline.plan import NETWORKS, START_S, size
 from kit.pipeline.probe_networks import Networks
 from kit.release import smpd
 from kit.run.directory import Run
@@ -37,7 +37,7 @@ GROWTH = {"lightgbm": 0.003, "catboost": 0.0055}  # trees until early stopping, 
 SLOWER, POWER = 4000, 0.2  # taught posts from which they grow with this power only
 SOLUTIONS, CHOSEN = 12, 7  # of the ridge for each fold; and for each part on which it chooses penalty and view
 STEPS = 60  # of its solver, in products with the dense columns alone
-FITS, LOAD_TORCH = ("05_oversampling", "06_gbdt_folds"), ("02_prototypes", "03_clip_ft", "04_features")  # steps
+FITS = ("05_oversampling", "06_gbdt_folds")  # steps
 SCHEMES = 2  # that 06.schemes=auto stands for
 TORCH_S = 3.0  # to load it, and its like
 EXPLORED = 8  # times that 08 makes the features of all posts, about
@@ -79,7 +79,7 @@ def probe(steps: Sequence[tuple[str, Mapping[str, Any]]], run_dir: Path) -> dict
         elif name == "08_explore":
             seconds = EXPLORED * features_s + TORCH_S * any(other == "02_prototypes" for other, _ in steps)
         if seconds is not None:
-            told[str(place)] = START_S + seconds + TORCH_S * (name in LOAD_TORCH)
+            told[str(place)] = START_S + seconds + TORCH_S * (name in NETWORKS)
     return told
 
 

@@ -90,9 +90,7 @@ def plan(data_dir: Path, run_dir: Path, profile: str, settings: list[str]) -> li
     Raises:
         InputError: unknown notebook or parameter, or a value of the wrong type; the message lists the right ones.
     """
-    chain = [path for path in notebooks() if path.stem[:2] not in WITHOUT.get(profile, ())]
-    there = {path.stem[:2] for path in chain}
-    overrides = {number: dict(values) for number, values in PROFILES[profile].items() if number in there}
+    overrides = {number: dict(values) for number, values in PROFILES[profile].items()}
     for setting in settings:
         target, equals, value = setting.partition("=")
         number, dot, name = target.partition(".")
@@ -100,6 +98,7 @@ def plan(data_dir: Path, run_dir: Path, profile: str, settings: list[str]) -> li
             raise InputError(f"--set {setting}: expected NN.name=value, e.g. --set 01.n_folds=10")
         overrides.setdefault(step_number(number), {})[name] = value
     folders = {"data_dir": shown(data_dir), "run_dir": shown(run_dir)}
+    chain = [path for path in notebooks() if path.stem[:2] not in WITHOUT.get(profile, ())]
     steps = [_plan_step(path, overrides.pop(path.stem[:2], {}), folders) for path in chain]
     steps.sort(key=lambda step: (AFTER.get(step.number, step.number), step.number in AFTER))
     for number in overrides:

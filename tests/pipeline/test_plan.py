@@ -67,6 +67,17 @@ def test_an_earlier_run_tells_in_proportion_to_posts_and_work(tmp_path, outputs,
     assert math.isnan(found.seconds) and "not known" in found.measure and "?" in str(found)
 
 
+def test_networks_are_probed_only_for_steps_that_will_run(tmp_path, outputs, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        plan, "_asked", lambda steps, run_dir: asked.append([name for name, _ in steps]) or {"posts": 9}
+    )
+    steps = [Step(name, Path(), {}) for name in ("02_prototypes", "03_clip_ft", "06_gbdt_folds")]
+    plan.forecast(steps, tmp_path / "run", {"06_gbdt_folds": None})
+    plan.forecast(steps, tmp_path / "run", {"03_clip_ft": None, "06_gbdt_folds": None})
+    assert asked == [["", "", "06_gbdt_folds"], ["02_prototypes", "03_clip_ft", "06_gbdt_folds"]]
+
+
 def test_studies_and_clip_ft_count_what_they_train():
     clip_ft = {"epochs": 4, "cross_folds": 5}
     assert size("03", clip_ft) == 2 * size("03", clip_ft | {"cross_folds": 2})
