@@ -21,10 +21,7 @@ LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
 AUTO = "auto"  # the usual CLIP where its weights are, else smp-dual
 TINY = "smp-tiny"  # the CLIP that kit.encoders.tiny trains
 DUAL = "smp-dual"  # two networks of the package index that kit.encoders.dual aligns
-DUAL_NETWORKS = (
-    "efficientnet",
-    "minilm",
-)  # of its images, and of its texts where OTHER_READER is not asked for or not there
+DUAL_NETWORKS = ("efficientnet", "minilm")  # of its images, and of its texts where OTHER_READER is not wanted or there
 SENTENCES = "sentences"  # stands for the text encoder that reads the letters of the titles
 LATIN_READER, OTHER_READER = "minilm", "e5"  # what it stands for
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")

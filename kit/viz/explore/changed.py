@@ -34,12 +34,7 @@ PAST = {  # families that read other posts, too, and stay the same for these
     "author_history": {"time"}, "album_so_far": {"time", "title"}, "vocabulary_so_far": {"time", "tags"},
     "windows": {"time", "title", "tags"},
 }  # fmt: skip
-BY_AUTHOR = {
-    "author_history",
-    "album_so_far",
-    "vocabulary_so_far",
-    "windows",
-}  # of these: reading no other author's posts
+BY_AUTHOR = {"author_history", "album_so_far", "vocabulary_so_far", "windows"}  # of these: they read one author's posts
 DECOMPOSED = {"title_svd": {"title"}, "tags_svd": {"tags"}, "tag_neighbours": {"tags"}}
 ROOMS = {"statistic": statistic.FAMILIES, "behaviour": behaviour.FAMILIES}  # block -> its families
 FAMILIES = {**statistic.FAMILIES, **behaviour.FAMILIES}
