@@ -37,7 +37,9 @@ LIBRARIES = (
     "pillow",
     "numpy",
 )  # that compute features
-BATCH_GPU, BATCH_CPU = 256, 32  # items per forward pass: enough to fill a GPU; what stays in a CPU's cache
+BATCH_GPU = 256  # items per forward pass: enough to fill a GPU
+IMAGES_CPU, TEXTS_CPU = 8, 32  # what stays in a CPU's cache
+TYPICAL = 32  # items by which a precision is chosen on a CPU
 
 
 def encode_images(
@@ -139,8 +141,9 @@ def _job(
     device: str, precision: str,
 ) -> Job:  # fmt: skip
     device = device or default_device()
-    batch_size, middle = batch_size or (BATCH_CPU if device == "cpu" else BATCH_GPU), len(items) // 2
-    typical = items[middle : middle + batch_size]
+    on_cpu = IMAGES_CPU if encode is encode_files else TEXTS_CPU
+    batch_size, middle = batch_size or (on_cpu if device == "cpu" else BATCH_GPU), len(items) // 2
+    typical = items[middle : middle + max(batch_size, TYPICAL)]
     return Job(encoder, encode, len(items), typical, Path(folder), batch_size, device, precision)
 
 

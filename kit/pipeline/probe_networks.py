@@ -117,24 +117,26 @@ class Networks:
     def _images_s(self, encoder: Any) -> float:
         import torch
 
+        from kit.encoders.bulk import IMAGES_CPU
         from kit.release.images import ImageDataset
 
         paths = self.posts["image_path"].iloc[:IMAGES].tolist()
         images = ImageDataset(paths, encoder.transform, encoder.draft_px)
-        return self._encoded_s(encoder, lambda: torch.from_numpy(next(images.batches(len(paths)))[0]))
+        return self._encoded_s(encoder, lambda: torch.from_numpy(next(images.batches(len(paths)))[0]), IMAGES_CPU)
 
     def _texts_s(self, encoder: Any) -> float:
         texts = self.texts[:TEXTS].tolist()
         return self._encoded_s(encoder, lambda: (ids := encoder.tokenize(texts))[:, : int(encoder.lengths(ids).max())])
 
-    def _encoded_s(self, encoder: Any, make: Callable[[], Any]) -> float:
+    def _encoded_s(self, encoder: Any, make: Callable[[], Any], size: int = TEXTS) -> float:
         import torch
 
         with torch.inference_mode():
             encoder.encode_batch(encoder.module, make()[:2])  # the first pass takes longer
             started = time.perf_counter()
             batch = make()
-            encoder.encode_batch(encoder.module, batch)
+            for part in batch.split(size):
+                encoder.encode_batch(encoder.module, part)
         return (time.perf_counter() - started) / len(batch) * len(self.posts)
 
     def _tiny(self, effort: float) -> tuple[Any, float]:
