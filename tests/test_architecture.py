@@ -10,14 +10,14 @@ import pytest
 from kit.base.paths import PROJECT_ROOT
 
 FLOORS = {
-    "base": 0, "release": 1, "run": 2, "demo": 2, "features": 3, "encoders": 3, "clip_ft": 4, "boosting": 4,
+    "base": 0, "release": 1, "run": 2, "demo": 2, "features": 3, "encoders": 3, "clip_ft": 4, "tuning": 4, "boosting": 4,
     "evaluation": 5, "submission": 5, "viz": 6, "predict": 6, "pipeline": 7,
 }  # fmt: skip
 BOOSTERS = {"lightgbm", "catboost", "xgboost"}
 WITHOUT = {  # room -> libraries that none of its modules may load, directly or through other modules of the kit
     **dict.fromkeys(["base", "release", "run", "demo", "features"], {"torch", "open_clip", *BOOSTERS}),
     **dict.fromkeys(["boosting"], {"torch", "open_clip"}),
-    **dict.fromkeys(["encoders", "clip_ft"], BOOSTERS),
+    **dict.fromkeys(["encoders", "clip_ft", "tuning"], BOOSTERS),
     **dict.fromkeys(["evaluation", "submission", "viz", "predict", "pipeline"], {"torch", "open_clip", *BOOSTERS}),
 }
 PUBLIC_IN_SPITE_OF_ITS_NAME = {"os._exit"}

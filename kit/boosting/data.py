@@ -42,11 +42,15 @@ class Data:
 
 @dataclass(frozen=True)
 class TrainingSide:
-    """Who teaches one fit: rows (ascending positions), and for every post its weight and number of copies (n_posts,)."""
+    """Who teaches one fit: rows (ascending positions), and for every post its weight and number of copies (n_posts,).
+
+    ``tuned`` are columns (n_posts, m) that the same rows have taught elsewhere; they stand behind the taught ones.
+    """
 
     rows: np.ndarray
     weight: np.ndarray
     copies: np.ndarray
+    tuned: np.ndarray | None = None
 
     def kept(self, rows: np.ndarray) -> np.ndarray:
         """Those of `rows` that teach at all."""

@@ -9,6 +9,7 @@ are made anew for each fold from its training side, and once more without the la
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -79,7 +80,7 @@ class Machine:
 def fit_folds(
     block: Block, target: np.ndarray, folds: np.ndarray, posts: pd.DataFrame, training: Training = Training(),
     machine: Machine = Machine(), *, weight: np.ndarray | None = None, copies: np.ndarray | None = None,
-    out_dir: Path | None = None, taught_dir: Path | None = None,
+    out_dir: Path | None = None, taught_dir: Path | None = None, tuned: Mapping[str, np.ndarray] | None = None,
 ) -> FoldResult:  # fmt: skip
     """A model per fold, one on all train posts, and what they predict; what is on disk with the same inputs is read back.
 
@@ -97,6 +98,8 @@ def fit_folds(
         out_dir: where to keep `fold_<k>.npz`, `final.npz`, the models, `oof.npy`, `test.npy` and `scores.json`.
         taught_dir: where to keep label-taught columns, which are the same for other models of the block; by default in
             out_dir.
+        tuned: columns to stand behind TAUGHT, with `training.taught`: name -> (n_fits, n_posts) float32, each row taught by
+            that fit's training side alone; fits as for `copies`.
 
     Raises:
         InputError: unknown model, lengths that differ, or missing labels on train posts.
@@ -117,7 +120,10 @@ def fit_folds(
     )
     fitter = _Fitter(block, target, posts, training, params, machine.threads_of_fit(len(target)), device, teachers)
 
-    sides = [TrainingSide(fold_rows(folds, k)[0], weight[k], copies[k]) for k in range(n_folds)]
+    beside = (
+        [np.column_stack(columns) for columns in zip(*tuned.values(), strict=True)] if tuned else [None] * len(copies)
+    )
+    sides = [TrainingSide(fold_rows(folds, k)[0], weight[k], copies[k], beside[k]) for k in range(n_folds)]
 
     def fold(k: int) -> dict:
         return store.get(f"fold_{k}", sides[k], lambda: fitter.fit(sides[k], fold_rows(folds, k)[1]))
@@ -126,11 +132,11 @@ def fit_folds(
     test_idx = np.flatnonzero(folds == TEST)
     test = np.full(len(test_idx), np.nan)
     if training.final:
-        side = TrainingSide(np.flatnonzero(folds != TEST), weight[-1], copies[-1])
+        side = TrainingSide(np.flatnonzero(folds != TEST), weight[-1], copies[-1], beside[-1])
         more = [len(side.kept(side.rows)) / len(one.kept(one.rows)) for one in sides] if training.stop_share else 1
         n_trees = round(np.mean(np.multiply(more, [part["rounds"] for part in parts])))  # more posts bear more trees
         test = store.get("final", side, lambda: fitter.fit(side, test_idx, n_trees), n_trees)["prediction"]
-    columns = [*block.columns, *(TAUGHT if training.taught else ())]
+    columns = [*block.columns, *((*TAUGHT, *(tuned or ())) if training.taught else ())]
     result = collect(training.model, device, columns, target, folds, parts, test)
     store.finish(result)
     return result
@@ -203,7 +209,7 @@ class _Fitter:
         prepared, weight, (name, taught) = self._prepared, side.weight * side.copies, ("", None)
         if self.training.taught:
             judges = self._stop_parts(side)[0] if self.training.stop_share else rows  # they choose once for both fits
-            name, taught = self.teachers.columns(rows, weight, self.n_threads, judges)
+            name, taught = self.teachers.columns(rows, weight, self.n_threads, judges, side.tuned)
         return learner_of(self.training.model)(prepared, taught, side.weight, self.n_threads), name
 
 

@@ -34,7 +34,8 @@ class Store:
     ) -> dict:
         """The numbers of a fit: read back where its key fits, else made by ``fit`` and kept, the model first."""
         path = self._dir / f"{name}.npz" if self._dir else None
-        key = f"{self._key} {hash_inputs({}, side.rows, side.weight, side.copies)} {n_trees}" if path else ""
+        arrays = [side.rows, side.weight, side.copies, *([] if side.tuned is None else [side.tuned])]
+        key = f"{self._key} {hash_inputs({}, *arrays)} {n_trees}" if path else ""
         if path and path.exists():
             with np.load(path) as stored:
                 if str(stored["key"]) == key:

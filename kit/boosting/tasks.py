@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from kit.boosting.learners import device_for
 from kit.boosting.result import FoldResult
 from kit.run.directory import Run
 from kit.run.matrix import join_blocks
+from kit.run.tuned import read_columns
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class FitTask:
         blocks: names of the blocks, side by side.
         folds: (n_posts,) from `folds.make_folds`.
         training, machine, weight, copies, out_dir, taught_dir: as for `fit_folds`.
+        tuned: from `kit.run.tuned.tuned_files`.
     """
 
     run_dir: Path
@@ -37,6 +39,7 @@ class FitTask:
     copies: np.ndarray | None = None
     out_dir: Path | None = None
     taught_dir: Path | None = None
+    tuned: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
     @property
     def device(self) -> str:
@@ -53,7 +56,7 @@ def fit_task(task: FitTask) -> FoldResult:
     posts, block = run.posts(), join_blocks([run.read_block(name) for name in task.blocks])
     return fit_folds(
         block, posts["label"].to_numpy(), task.folds, posts, task.training, task.machine, weight=task.weight,
-        copies=task.copies, out_dir=task.out_dir, taught_dir=task.taught_dir,
+        copies=task.copies, out_dir=task.out_dir, taught_dir=task.taught_dir, tuned=read_columns(task.tuned),
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Table 1: what each block of features brings, for every model and their fusion, with the spread over folds.
 
 A feature set is written as its blocks joined by "+", e.g. ``statistic+behaviour+clip_ft``. The word ``taught`` adds the
-columns that are made from training labels inside each fold (`kit.boosting`); the paper has no such rows. Blocks `statistic`
+columns that are made from training labels inside each fold (`kit.boosting`), and ``tuned``, beside it, those of encoders tuned
+on these labels (`kit.tuning`); the paper has no such rows. Blocks `statistic`
 and `behaviour` stand in for the paper's statistical and user features, which it does not list.
 """
 
@@ -22,6 +23,7 @@ from kit.evaluation.bootstrap import paired_difference
 from kit.run.block import Block
 from kit.run.directory import Run
 from kit.run.matrix import join_blocks
+from kit.run.tuned import TUNED, tuned_external, why_not_tuned
 
 TAUGHT = "taught"
 PAPER_ROWS = "paper"  # stands for the twelve feature sets of the paper's table
@@ -44,7 +46,7 @@ class FeatureSet:
 
     Attributes:
         name: as the user wrote it.
-        parts: its words; blocks, and perhaps TAUGHT.
+        parts: its words; blocks, and perhaps TAUGHT and TUNED.
     """
 
     name: str
@@ -52,11 +54,15 @@ class FeatureSet:
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        return tuple(part for part in self.parts if part != TAUGHT)
+        return tuple(part for part in self.parts if part not in (TAUGHT, TUNED))
 
     @property
     def taught(self) -> bool:
         return TAUGHT in self.parts
+
+    @property
+    def tuned(self) -> bool:
+        return TUNED in self.parts
 
 
 def parse_sets(names: Iterable[str], run: Run | None = None) -> list[FeatureSet]:
@@ -83,6 +89,8 @@ def parse_sets(names: Iterable[str], run: Run | None = None) -> list[FeatureSet]
             raise InputError(
                 f"feature set {one.name!r}: expected block names joined by '+', each once, as statistic+clip"
             )
+        if one.tuned and not one.taught:
+            raise InputError(f"feature set {one.name!r}: {TUNED} stands beside {TAUGHT}, as statistic+{TAUGHT}+{TUNED}")
     known = [frozenset(one.parts) for one in sets]
     if twice := [one.name for i, one in enumerate(sets) if known[i] in known[:i]]:
         raise InputError(f"feature set {twice[0]!r} stands in the list twice")
@@ -102,16 +110,21 @@ def set_block(run: Run, one: FeatureSet) -> Block:
     return join_blocks([run.read_block(name) for name in one.blocks], one.name)
 
 
-def not_run(run: Run, sets: Iterable[FeatureSet]) -> dict[str, str]:
+def not_run(run: Run, sets: Iterable[FeatureSet], schemes: Iterable[str] = ()) -> dict[str, str]:
     """Name of each set that lacks a block -> "not run: ..." in the words of the step that could not make it.
 
+    Args:
+        schemes: whose folds the columns of TUNED must be there for.
     Raises:
         InputError: no set can be run.
     """
     sets = list(sets)
-    lacking = {one.name: [b for b in one.blocks if not run.has_block(b)] for one in sets}
+    lacking = {one.name: {b: run.why_no_block(b) for b in one.blocks if not run.has_block(b)} for one in sets}
+    for one in sets:
+        if one.tuned and (why := why_not_tuned(run, schemes)):
+            lacking[one.name][TUNED] = why
     notes = {
-        name: "not run: " + "; ".join(f"{b}: {run.why_no_block(b)}" for b in blocks)
+        name: "not run: " + "; ".join(f"{b}: {why}" for b, why in blocks.items())
         for name, blocks in lacking.items()
         if blocks
     }
@@ -128,8 +141,10 @@ def external_sources(run: Run, weights: Mapping[str, float]) -> list[str]:
         weights: "feature set/model" -> weight, as in `Blend.weights`.
     """
     sets = {name.rsplit("/", 1)[0] for name, weight in weights.items() if weight > 0}
-    blocks = sorted({block for one in (parse_sets(sets) if sets else ()) for block in one.blocks})
-    return [*dict.fromkeys(filter(None, (run.read_block(block).external for block in blocks)))]
+    parsed = parse_sets(sets) if sets else []
+    blocks = sorted({block for one in parsed for block in one.blocks})
+    tuned = tuned_external(run) if any(one.tuned for one in parsed) else []
+    return [*dict.fromkeys(filter(None, (*(run.read_block(block).external for block in blocks), *tuned)))]
 
 
 def table_one(

@@ -195,6 +195,10 @@ def settings(steps: Sequence[Step], learners: list[str] | str, own_blocks: set[s
         if unknown := sorted({block for one in sets for block in one.blocks} - {*BLOCKS, *RAW} - own_blocks):
             yield Finding("parameters", f"{number}.{name}: no step makes a block {', '.join(map(repr, unknown))}",
                           f"correct it, or write that block first; steps make {', '.join(BLOCKS + RAW)}")  # fmt: skip
+        if any(one.tuned for one in sets) and not _parameter(steps, "04", "tuned", []):
+            yield Finding(
+                "parameters", f"{number}.{name}: tuned asks for encoders that 04 tunes", "--set 04.tuned=minilm"
+            )
     schemes = _parameter(steps, "06", "schemes", [])
     scheme = _parameter(steps, "07", "scheme", schemes[0] if schemes else "")
     if schemes and scheme not in ("auto", schemes[0]):

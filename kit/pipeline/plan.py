@@ -24,7 +24,7 @@ NETWORKS = ("02_prototypes", "03_clip_ft", "04_features")  # these share them: w
 PROBES = 4  # at most, side by side
 START_S = 4.0  # of a kernel, a notebook's imports and its figures
 ALIKE = {  # parameters that must be the same for one run's time to tell of another's
-    "02": ("clip_model",), "03": (), "04": ("baselines",), "05": ("model", "learning_rate"),
+    "02": ("clip_model",), "03": (), "04": ("baselines", "tuned"), "05": ("model", "learning_rate"),
     "06": ("models", "learning_rate", "rounds"),
 }  # fmt: skip
 HALVE = {

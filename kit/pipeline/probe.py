@@ -69,7 +69,7 @@ def probe(steps: Sequence[tuple[str, Mapping[str, Any]]], run_dir: Path) -> dict
         elif name == "03_clip_ft":
             seconds = networks.clip_ft_s(asked)
         elif name == "04_features":
-            seconds = features_s + networks.encoders_s(asked)
+            seconds = None if asked["tuned"] else features_s + networks.encoders_s(asked)
         elif name in FITS:
             seconds = _fits_s(asked, n_folds, TRAIN * len(posts), run)
         elif name == "07_blend":

@@ -28,7 +28,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> paramet
         "05": {"factors": [2, 3, 5], "ratios": [1.0, 0.9, 0.8, 0.77, 0.6, 0.5], "selection_seeds": [0, 1, 2]},
         "06": {"sets": ["paper"]},
     },
-    "quick": {"04": {"baselines": []}, "06": {"sets": ["all"]}, "07": {"near_images": False}},
+    "quick": {"04": {"baselines": [], "tuned": []}, "06": {"sets": ["all"]}, "07": {"near_images": False}},
     "demo": {
         "01": {"n_folds": 3},
         "02": {"clip_model": "smp-tiny", "shots": 24, "tiny_effort": 0.5},
@@ -61,7 +61,7 @@ AFTER = {"05": "07"}  # a study -> the notebook after which it runs: it holds no
 KEPT = {  # notebook number -> folders in which it keeps what it has finished, so that it can go on; --force clears them
     "02": ("tiny", "dual", "shards/images", "shards/texts", "shards/encoders", "prototypes"),
     "03": ("clip_ft",),
-    "04": ("shards/encoders",),
+    "04": ("shards/encoders", "tuned"),
     "05": ("studies",),
     "06": ("gbdt",),
 }

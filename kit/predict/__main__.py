@@ -21,6 +21,7 @@ from kit.predict import blocks, models
 from kit.predict.posts import join_posts, read_new
 from kit.run.directory import Run
 from kit.run.marks import read_mark
+from kit.run.tuned import TUNED
 
 LEVEL = 0.9  # of the range: share of the out-of-fold predictions that such ranges hold
 MAKERS = (
@@ -119,7 +120,8 @@ def _usable_models(run: Run) -> tuple[Blend, list[str]]:
 
 
 def _blocks_of(run: Run, model: str) -> tuple[str, ...]:
-    return table_one.parse_sets([model.rsplit("/", 1)[0]], run)[0].blocks
+    one = table_one.parse_sets([model.rsplit("/", 1)[0]], run)[0]
+    return one.blocks + (TUNED,) * one.tuned
 
 
 if __name__ == "__main__":

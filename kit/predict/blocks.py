@@ -20,6 +20,7 @@ from kit.predict.encode import CLIP, CLIP_FT
 from kit.run.block import Block
 from kit.run.directory import Run
 from kit.run.marks import read_mark
+from kit.run.tuned import TUNED
 
 FROM_TABLE = ("statistic", "behaviour", "external")
 
@@ -27,6 +28,8 @@ FROM_TABLE = ("statistic", "behaviour", "external")
 def why_not(run: Run, name: str, encoders: Iterable[str]) -> str:
     """What keeps a block of the run from being made for new posts, in words; "" where nothing does."""
     folder = run.dir / "blocks" / name
+    if name == TUNED:
+        return "the networks tuned on its labels are not kept"
     if run.is_imported(name):
         return "it was imported, and what made it is on another machine"
     if name not in (*FROM_TABLE, *CLIP, *CLIP_FT, *encoders):

@@ -100,6 +100,9 @@ def test_misspelt_items_are_found_and_blanks_are_none(tmp_path):
     (block,) = found("06.sets=statistic, statistic+clpi")
     assert "06.sets: no step makes a block 'clpi'" in block.text and not block.fatal
     assert found("06.sets=statistic, statistic+mine", own=["mine"]) == []
+    (tuned,) = found("06.sets=statistic+taught+tuned")
+    assert "06.sets: tuned asks for encoders" in tuned.text and "04.tuned=" in tuned.todo
+    assert found("06.sets=statistic+taught+tuned", "04.tuned=minilm") == []
     (features,) = found("05.features=statistic+behavior")
     assert "05.features: no step makes a block 'behavior'" in features.text
 

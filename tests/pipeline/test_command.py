@@ -390,11 +390,17 @@ def test_a_quick_run_has_neither_networks_nor_studies(tmp_path):
 
 def test_full_begins_with_what_quick_makes(tmp_path):
     """Once, until a submission stands; with the user's settings, but for those that make it quick."""
-    asked = (tmp_path, tmp_path / "run", "full", ["06.sets=paper", "06.rounds=77", "02.shots=5", "5.rounds=3"])
+    asked = (
+        tmp_path,
+        tmp_path / "run",
+        "full",
+        ["06.sets=paper", "06.rounds=77", "02.shots=5", "5.rounds=3", "04.tuned=e5"],
+    )
     first = plan_first(*asked)
     assert [step.number for step in first] == ["01", "04", "06", "07"]
     by_number = {step.number: step.parameters for step in first}
     assert by_number["06"]["sets"] == ["all"] and by_number["06"]["rounds"] == 77
+    assert by_number["04"]["tuned"] == []
     assert (
         plan_first(tmp_path, tmp_path / "run", "quick", []) == plan_first(tmp_path, tmp_path / "run", "paper", []) == []
     )

@@ -89,16 +89,18 @@ def test_studies_and_clip_ft_count_what_they_train():
 def test_a_probe_tells_of_posts_that_no_run_has_seen(tmp_path):
     data = Release(tmp_path / "data").write()
 
-    def asked(**more):
+    def asked(tuned=(), **more):
+        features = {"baselines": [], "weights_dir": "x", "tuned": tuned}
         steps = [["01_eda", {"data_dir": str(data), "n_folds": 3}], ["09_mine", {}],
-                 ["04_features", {"baselines": [], "weights_dir": "x"}], ["06_gbdt_folds", SETS | more]]  # fmt: skip
+                 ["04_features", features], ["06_gbdt_folds", SETS | more]]  # fmt: skip
         command = [sys.executable, "-m", "kit.pipeline.probe", json.dumps(steps), str(tmp_path / "run")]
         done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
 
-    told, more = asked(), asked(sets=["all"], rounds=50_000, patience=50_000)
+    told, more = asked(), asked(["minilm"], sets=["all"], rounds=50_000, patience=50_000)
     assert told["posts"] == 52 and set(told) == {"posts", "0", "2", "3"}, "nothing tells of a notebook of one's own"
     assert all(START_S < told[place] < 60 for place in "023") and more["3"] > 3 * told["3"]
+    assert "2" not in more, "nothing tells of encoders to be tuned"
 
 
 CLIP = {

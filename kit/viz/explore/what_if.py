@@ -16,6 +16,7 @@ from kit.run.block import Block
 from kit.run.directory import Run
 from kit.run.folds import Folds
 from kit.run.predictions import read_folds
+from kit.run.tuned import TUNED
 from kit.viz.explore import changed as changes_of
 from kit.viz.explore import page
 from kit.viz.explore.opened import Opened
@@ -71,6 +72,7 @@ def what_if(opened: Opened, pid: str | int, variants: Sequence[Mapping[str, Any]
     changes = changes_of.what_changes(opened, row, changed)
     sets = {name: parse_sets([name])[0] for name in dict.fromkeys(name.rpartition("/")[0] for name in opened.weights)}
     blocks = list(dict.fromkeys(block for one in sets.values() for block in one.blocks))
+    tuned = [TUNED] if any(one.tuned for one in sets.values()) else []
     rows = changes_of.block_rows(opened, row, changed, blocks)
     fit = opened.fit_name(row)
     values = {name: np.hstack([rows[block] for block in one.blocks]) for name, one in sets.items()}
@@ -87,7 +89,7 @@ def what_if(opened: Opened, pid: str | int, variants: Sequence[Mapping[str, Any]
             continue
         own = Block(features, values[features], block.columns, block.categorical)
         predicted[name] = opened.load(name, fit, own, taught).predict(np.arange(len(changed)))
-    return _result(opened, row, variants, changed, predicted, changes_of.held(opened, blocks, changes))
+    return _result(opened, row, variants, changed, predicted, changes_of.held(opened, blocks + tuned, changes))
 
 
 def _result(
@@ -140,7 +142,8 @@ def _taught(
     out = np.repeat(kept[[row]], len(changed), axis=0)
     if past is not None:
         own, new = past[-1], past[:-1]
-        out[:, 1:] = np.where((new == own) | (np.isnan(new) & np.isnan(own)), out[:, 1:], new)
+        same = (new == own) | (np.isnan(new) & np.isnan(own))
+        out[:, 1 : 1 + len(own)] = np.where(same, out[:, 1 : 1 + len(own)], new)  # what follows are tuned encoders
     if moved:
         out[:, 0] += _ridge(opened, row, fit, features, changed, values)
     return out

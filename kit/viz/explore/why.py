@@ -9,6 +9,7 @@ import pandas as pd
 
 from kit.evaluation.table_one import parse_sets
 from kit.features.origin import origins
+from kit.run.tuned import tuned_columns
 from kit.viz.explore import page
 from kit.viz.explore.opened import Opened
 
@@ -86,6 +87,11 @@ def _of_model(opened: Opened, name: str, fit: str, row: int) -> tuple[pd.DataFra
     own = opened.keep(("origins", features), lambda: origins(opened.run, opened.posts, blocks))
     if taught is not None:
         values = np.r_[values, taught[row]]
-        own = pd.concat([own, pd.DataFrame({"block": "taught", "family": "past labels", "column": TAUGHT})])
+        tuned = tuned_columns(opened.run) if taught.shape[1] > len(TAUGHT) else []
+        columns = {
+            "column": [*TAUGHT, *tuned],
+            "family": ["past labels"] * len(TAUGHT) + ["tuned encoders"] * len(tuned),
+        }
+        own = pd.concat([own, pd.DataFrame(columns).assign(block="taught")])
         own.loc[own["column"] == "ridge", "family"] = "ridge on all words"
     return own.assign(value=values, contribution=found[:-1]), float(found[-1])
