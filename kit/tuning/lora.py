@@ -64,7 +64,7 @@ def tuned_predictions(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Regressor(_with_adapters(copy.deepcopy(top)), centre, scale, weight).to(device)
-    frozen = _predict(model, kept, rows, device)
+    frozen = (vectors[rows] - centre) @ (scale * weight)
     losses = _train(model, kept, wanted, fit, stop, np.random.default_rng(seed), device)
     tuned = _predict(model, kept, rows, device) if np.argmin(losses) else frozen
     return tuned * sd + mean, frozen * sd + mean, losses
