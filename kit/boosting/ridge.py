@@ -52,14 +52,15 @@ class Design:
     def __init__(self, block: Block, posts: pd.DataFrame, folder: Path | None = None):
         coded = np.isin(block.columns, block.categorical)
         self._dense, codes = _standardised(block.values, coded, folder)
-        tags = tag_matrix(long_tags(posts["Alltags"]), len(posts))
-        parts = [_one_hot(column) * CODE_SCALE for column in codes.T] + [tfidf(tags) * TEXT_SCALE]
-        parts.append(np.full((len(posts), 1), INTERCEPT, dtype=np.float32))
-        self._sparse = {"": _Sparse(parts)}
+        tags = tfidf(tag_matrix(long_tags(posts["Alltags"]), len(posts))) * TEXT_SCALE
+        constant = sparse.csr_matrix(np.full((len(posts), 1), INTERCEPT, dtype=np.float32))
+        parts = [*(_one_hot(column) * CODE_SCALE for column in codes.T), tags, constant]
+        self._sparse = {"": sparse.hstack(parts, "csr", np.float32)}
         for unit, longest in {"word": 1, "char": LONGEST_RUN}.items():
-            terms = title_terms(posts["Title"], longest, unit)
+            terms = tfidf(title_terms(posts["Title"], longest, unit))
             if terms.nnz:
-                self._sparse[unit] = _Sparse([tfidf(terms) * TEXT_SCALE])
+                terms.data *= np.float32(TEXT_SCALE)  # in place: the largest thing in memory
+                self._sparse[unit] = terms
         self.views = [view for view, units in VIEWS.items() if set(units) <= set(self._sparse)] or ["words"]
 
     def fit(self, target: np.ndarray, weight: np.ndarray, alpha: float, view: str) -> tuple[np.ndarray, float, str]:
@@ -98,38 +99,27 @@ class Design:
     def taken(self, rows: np.ndarray) -> Design:
         """The same columns of some posts (row positions)."""
         part = copy.copy(self)
-        part._dense, part._sparse = (
-            self._dense[rows],
-            {unit: _Sparse([one.matrix[rows]]) for unit, one in self._sparse.items()},
-        )
+        part._dense, part._sparse = self._dense[rows], {unit: one[rows] for unit, one in self._sparse.items()}
         return part
 
     def width(self, view: str) -> int:
         """Columns of the design."""
-        return self._dense.shape[1] + sum(part.width for part in self._parts(view))
+        return self._dense.shape[1] + sum(part.shape[1] for part in self._parts(view))
 
-    def _parts(self, view: str) -> list[_Sparse]:
+    def _parts(self, view: str) -> list[sparse.csr_matrix]:
         return [part for unit, part in self._sparse.items() if unit in ("", *VIEWS[view])]
 
     def _times(self, v: np.ndarray, view: str) -> np.ndarray:
         v, end = v.astype(np.float32), self._dense.shape[1]
         out = self._dense @ v[:end]
         for part in self._parts(view):
-            start, end = end, end + part.width
-            out += part.matrix @ v[start:end]
+            start, end = end, end + part.shape[1]
+            out += part @ v[start:end]
         return out.astype(np.float64)
 
     def _transposed_times(self, u: np.ndarray, view: str) -> np.ndarray:
         u = u.astype(np.float32)
-        return np.concatenate([u @ self._dense, *(part.transposed @ u for part in self._parts(view))], dtype=np.float64)
-
-
-class _Sparse:
-    """Sparse columns, ready to be multiplied from both sides."""
-
-    def __init__(self, parts: list):
-        self.matrix = sparse.hstack([sparse.csr_matrix(part) for part in parts]).tocsr().astype(np.float32)
-        self.transposed, self.width = self.matrix.T.tocsr(), self.matrix.shape[1]
+        return np.concatenate([u @ self._dense, *(part.T @ u for part in self._parts(view))], dtype=np.float64)
 
 
 class RidgeStack:

@@ -7,6 +7,7 @@ import pandas as pd
 from scipy.stats import ks_2samp
 
 from kit.run.block import Block
+from kit.run.matrix import columns_of
 
 
 def label_correlation(block: Block, labels: pd.Series) -> pd.DataFrame:
@@ -21,8 +22,8 @@ def label_correlation(block: Block, labels: pd.Series) -> pd.DataFrame:
     train = np.flatnonzero(labels.notna())
     train_labels = labels.iloc[train].reset_index(drop=True)
     rows = []
-    for i, name in enumerate(block.columns):  # one at a time: ranks of a whole block are five times its size
-        values = pd.Series(np.asarray(block.values[train, i], dtype=np.float32))
+    for name, column in columns_of(block):  # one at a time: ranks of a whole block are five times its size
+        values = pd.Series(column[train])
         filled = values.notna()  # ranks among the posts that have both
         ranks = values[filled].rank().corr(train_labels[filled].rank()) if values.nunique() > 1 else np.nan
         rows.append((name, ranks, 100 * filled.mean()))
@@ -41,8 +42,8 @@ def drift(block: Block, split: pd.Series) -> pd.DataFrame:
     """
     train, test = (np.flatnonzero(split == part) for part in ("train", "test"))
     rows = []
-    for i, name in enumerate(block.columns):
-        parts = [np.asarray(block.values[rows_of, i], np.float64) for rows_of in (train, test)]
+    for name, column in columns_of(block):
+        parts = [column[rows_of].astype(np.float64) for rows_of in (train, test)]
         parts = [part[np.isfinite(part)] for part in parts]
         if min(map(len, parts)):
             rows.append((name, ks_2samp(*parts, method="asymp").statistic, *(part.mean() for part in parts)))

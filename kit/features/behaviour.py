@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -121,7 +122,7 @@ class AuthorContext(Context):
 
 def behaviour_block(
     posts: pd.DataFrame, families: Iterable[str] | None = None, *, dim: int = 32, n_top_tags: int = 200, seed: int = 0,
-    n_known: int | None = None,
+    n_known: int | None = None, folder: Path | None = None,
 ) -> Block:  # fmt: skip
     """Block "behaviour": (n_posts, d) float32 about the authors of the posts.
 
@@ -132,6 +133,7 @@ def behaviour_block(
         n_top_tags: most frequent tags that keep a code of their own among the first tags of a post.
         seed: of the randomised SVD.
         n_known: the first so many posts are those that models were taught with; see `Context`.
+        folder: where the values lie; see `block_of`.
 
     Returns:
         Without columns that are constant, or whose test values mostly lie outside the range seen in train.
@@ -139,7 +141,8 @@ def behaviour_block(
     Raises:
         InputError: a family is unknown, none is chosen, or no column varies.
     """
-    return block_of("behaviour", FAMILIES, families, AuthorContext(posts, dim, n_top_tags, seed, n_known))
+    context = AuthorContext(posts, dim, n_top_tags, seed, n_known)
+    return block_of("behaviour", FAMILIES, families, context, folder=folder)
 
 
 # --- tags -------------------------------------------------------------------------------------------------------------

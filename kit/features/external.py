@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from kit.features.families import varying
+from kit.features.families import varies
 from kit.release.external import EXTERNAL
 from kit.run.block import Block
 
@@ -28,12 +28,9 @@ def external_block(posts: pd.DataFrame) -> Block | None:
     frame = frame.join(np.log1p(per_photo.drop(columns="photoCount").clip(lower=0)).add_suffix("_per_photo"))
     frame = frame.join(_cross_ratios(raw))
     frame["external_found"] = raw.notna().any(axis=1)
-    frame = varying(frame.astype(np.float32))
-    return (
-        Block("external", frame.to_numpy(np.float32), list(frame), [], "user_additional.csv", CRAWLED)
-        if len(frame.columns)
-        else None
-    )
+    columns = [name for name, column in frame.items() if varies(column.to_numpy(np.float32))]
+    values = frame[columns].to_numpy(np.float32)
+    return Block("external", values, columns, [], "user_additional.csv", CRAWLED) if columns else None
 
 
 def _cross_ratios(raw: pd.DataFrame) -> pd.DataFrame:

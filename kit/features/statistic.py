@@ -9,6 +9,7 @@ How an author posts, tags and titles over time is the matter of `kit.features.be
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,7 @@ def statistic_block(
     use_pid: bool = False,
     seed: int = 0,
     n_known: int | None = None,
+    folder: Path | None = None,
 ) -> Block:
     """Block "statistic": (n_posts, d) float32 from the six official files alone.
 
@@ -42,6 +44,7 @@ def statistic_block(
         use_pid: adds the number in Pid; an artefact of how the release was ordered, for experiments only.
         seed: of the randomised SVDs.
         n_known: the first so many posts are those that models were taught with; see `Context`.
+        folder: where the values lie; see `block_of`.
 
     Returns:
         Columns that are constant over all posts are dropped: a release without geo or profile data costs nothing. So
@@ -51,11 +54,13 @@ def statistic_block(
     Raises:
         InputError: a family is unknown, or no column varies.
     """
-    extra = []
-    if use_pid:
-        number = pd.to_numeric(posts["Pid"].str.extract(r"(\d+)$")[0], errors="coerce")
-        extra.append(pd.DataFrame({"pid": number.astype(np.float32)}))
-    return block_of("statistic", FAMILIES, families, Context(posts, svd_dim, n_top_tags, seed, n_known), extra)
+    context, extra = Context(posts, svd_dim, n_top_tags, seed, n_known), {"pid": pid} if use_pid else {}
+    return block_of("statistic", FAMILIES, families, context, extra, folder)
+
+
+def pid(context: Context) -> pd.DataFrame:
+    """The number in Pid; none of `FAMILIES`."""
+    return pd.DataFrame({"pid": pd.to_numeric(context.posts["Pid"].str.extract(r"(\d+)$")[0], errors="coerce")})
 
 
 def profile(context: Context) -> pd.DataFrame:
@@ -174,7 +179,7 @@ def counts(context: Context) -> pd.DataFrame:
 
 def top_tags(context: Context) -> pd.DataFrame:
     """One 0/1 column for each of the most frequent tags, where an SVD would blur them."""
-    top = context.tag_matrix[:, : context.n_top_tags].toarray()
+    top = context.tag_matrix[:, : context.n_top_tags].astype(np.uint8).toarray()
     return pd.DataFrame(top, columns=[f"top_tag_{i}" for i in range(top.shape[1])])
 
 

@@ -16,6 +16,7 @@ from sklearn.preprocessing import normalize
 from kit.features.past import Past
 
 MAX_TERMS = {"word": 200_000, "char": 100_000}  # vocabulary limit of one TF-IDF
+SPLIT_POSTS = 20_000  # posts whose tags are texts at a time: a text takes ten times the room of its code
 LONGEST_RUN = 3  # characters in a term, at most
 SCRIPTS = {  # ranges of letters, for regular expressions
     "latin": "A-Za-z\u00c0-\u024f",
@@ -33,20 +34,29 @@ SVD_ITERATIONS = 4  # of the randomised range finder; more changes the leading c
 
 
 def long_tags(alltags: pd.Series, n_known: int | None = None) -> pd.DataFrame:
-    """One row per (post, distinct tag): columns `row`, `tag` (code, 0 = most frequent) and `place` (0 = first in the post).
+    """One row per (post, distinct tag), in the order of the post: `row` and `tag` (code, 0 = most frequent), both int32.
 
     Args:
         alltags: (n_posts,) tags separated by spaces, "" for none; compared in lower case.
         n_known: so many posts at the beginning give the codes; tags of later ones alone come after them. None: all.
     """
-    words = alltags.reset_index(drop=True).str.lower().str.split().explode().dropna()
-    row = words.index.to_numpy()
-    starts = np.flatnonzero(np.r_[True, row[1:] != row[:-1]]) if len(row) else np.empty(0, dtype=int)
-    place = np.arange(len(row)) - np.repeat(starts, np.diff(np.r_[starts, len(row)]))
-    tag = frequency_codes(words, len(row) if n_known is None else int(np.searchsorted(row, n_known)))
-    tag[tag < 0] = tag.max(initial=-1) + 1 + pd.factorize(words[tag < 0])[0]
-    long = pd.DataFrame({"row": row, "tag": tag, "place": place})
-    return long.drop_duplicates(["row", "tag"], ignore_index=True)
+    n_known, number, n_uses, parts = len(alltags) if n_known is None else n_known, {}, np.zeros(0, dtype=np.int64), []
+    for start in range(0, max(1, len(alltags)), SPLIT_POSTS):
+        lists = alltags.iloc[start : start + SPLIT_POSTS].reset_index(drop=True).str.lower().str.split()
+        words = lists.explode().dropna()
+        code, distinct = pd.factorize(words)
+        tag = np.array([number.setdefault(word, len(number)) for word in distinct], dtype=np.int64)[code]
+        row = words.index.to_numpy() + start
+        n_uses = np.bincount(tag[row < n_known], minlength=len(number)) + np.pad(n_uses, (0, len(number) - len(n_uses)))
+        parts.append(pd.DataFrame({"row": row, "tag": tag}, dtype=np.int32).drop_duplicates())
+    turn, codes = np.arange(len(number)), np.empty(len(number), dtype=np.int32)
+    order = np.argsort(np.array(list(number), dtype=object))
+    # ties in the words' order, those of later posts alone as they come
+    turn[order] = np.where(n_uses[order] > 0, np.arange(len(number)), order)
+    codes[np.lexsort((turn, -n_uses))] = np.arange(len(number))
+    long = pd.concat(parts, ignore_index=True)
+    long["tag"] = codes[long["tag"]]
+    return long
 
 
 def frequency_codes(values: pd.Series, n_known: int | None = None) -> np.ndarray:
@@ -112,9 +122,12 @@ def title_terms(
 def tfidf(terms: sparse.csr_matrix, n_known: int | None = None) -> sparse.csr_matrix:
     """TF-IDF with 1 + log(count) for a count, its document frequencies those of the first n_known rows (None: of all).
 
-    A matrix without entries as it is.
+    A matrix without entries as it is. The values are written into `terms` itself, which may be the largest thing in memory.
     """
-    return TfidfTransformer(sublinear_tf=True).fit(terms[:n_known]).transform(terms) if terms.nnz else terms
+    if not terms.nnz:
+        return terms
+    transformer = TfidfTransformer(sublinear_tf=True).fit(terms if n_known is None else terms[:n_known])
+    return transformer.transform(terms, copy=False)
 
 
 def unspaced_share(texts: pd.Series) -> float:
@@ -134,7 +147,7 @@ def tfidf_svd(texts: pd.Series, dim: int, seed: int, unit: str = "word", n_known
 
 def tag_svd(tags: sparse.csr_matrix, dim: int, seed: int, n_known: int | None = None) -> np.ndarray:
     """(n_posts, dim) float32: truncated SVD of the TF-IDF of tags. Source: HyFea, as `tfidf_svd`."""
-    return truncated_svd(tfidf(tags, n_known), dim, seed, n_known)
+    return truncated_svd(tfidf(tags.copy(), n_known), dim, seed, n_known)
 
 
 def tag_neighbours(tags: sparse.csr_matrix, dim: int, seed: int, n_known: int | None = None) -> np.ndarray:
@@ -146,24 +159,30 @@ def tag_neighbours(tags: sparse.csr_matrix, dim: int, seed: int, n_known: int | 
     """
     if not tags.nnz:
         return np.zeros((tags.shape[0], dim), dtype=np.float32)
-    known = tags[:n_known]
+    known = tags if n_known is None else tags[:n_known]
     n_posts_of = np.asarray(known.sum(axis=0)).ravel()
-    return normalize(tags, norm="l1") @ truncated_svd(ppmi(known.T @ known, n_posts_of, known.shape[0]), dim, seed)
+    vectors = truncated_svd(ppmi(known.T.tocsr() @ known, n_posts_of, known.shape[0]), dim, seed)
+    return normalize(tags, norm="l1") @ vectors
 
 
-def ppmi(together: sparse.spmatrix, count: np.ndarray, total: float) -> sparse.csr_matrix:
+def ppmi(together: sparse.csr_matrix, count: np.ndarray, total: float) -> sparse.csr_matrix:
     """(n, n) float32 positive pointwise mutual information of pairs of different things.
 
     Args:
-        together: (n, n) how often two things meet; the diagonal is left out.
+        together: (n, n) float32 how often two things meet, whose memory the result takes over; the diagonal is left out.
         count: (n,) how often each is there at all.
         total: occasions to meet, on which `count` counts.
     """
-    together = together.tocoo()
-    off = together.row != together.col
-    row, col, n_both = together.row[off], together.col[off], together.data[off]
-    pmi = np.log(n_both * total / (count[row] * count[col]))
-    return sparse.csr_matrix((np.maximum(pmi, 0), (row, col)), shape=together.shape, dtype=np.float32)
+    together.sort_indices()
+    row = np.repeat(np.arange(together.shape[0], dtype=together.indices.dtype), np.diff(together.indptr))
+    pmi, expected = together.data * total, count[row]  # in place from here on: pairs are what tags have most of
+    expected *= count[together.indices]
+    pmi /= expected
+    np.log(pmi, out=pmi)
+    pmi[(pmi < 0) | (row == together.indices)] = 0
+    found = sparse.csr_matrix((pmi, together.indices, together.indptr), together.shape, dtype=np.float32)
+    found.eliminate_zeros()
+    return found
 
 
 def sequence_vectors(sequence: np.ndarray, tag: np.ndarray, dim: int, seed: int, window: int = 6) -> np.ndarray:
@@ -192,7 +211,7 @@ def truncated_svd(matrix: sparse.csr_matrix, dim: int, seed: int, n_known: int |
 
     The decomposition is that of the first n_known rows (None: of all).
     """
-    out, known = np.zeros((matrix.shape[0], dim), dtype=np.float32), matrix[:n_known]
+    out, known = np.zeros((matrix.shape[0], dim), dtype=np.float32), matrix if n_known is None else matrix[:n_known]
     rank = min(dim, min(known.shape) - 1)
     if rank > 0 and known.nnz:
         svd = TruncatedSVD(rank, algorithm="randomized", n_iter=SVD_ITERATIONS, random_state=seed)
@@ -211,9 +230,9 @@ def tag_frequency(long: pd.DataFrame, uid: pd.Series) -> pd.DataFrame:
     Source: tag document frequency as in Alonso's 2026 code; counts over train and test together.
     """
     n_posts = len(uid)
-    author = pd.factorize(uid)[0][long["row"]]
-    n_using = long.assign(author=author).groupby("tag")["author"].nunique().to_numpy()
     n_with = np.bincount(long["tag"])
+    pairs = np.unique(pd.factorize(uid)[0][long["row"]] * len(n_with) + long["tag"].to_numpy())
+    n_using = np.bincount(pairs % max(1, len(n_with)))
     values = pd.DataFrame(
         {
             "row": long["row"],

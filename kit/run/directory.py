@@ -35,6 +35,7 @@ from kit.base.paths import resolve, shown
 from kit.base.process import HEADLESS, WRITE, end_with_runner
 from kit.run.block import Block
 from kit.run.marks import left_out_path, withdraw_marks, write_record
+from kit.run.matrix import save_values
 from kit.run.scratch import original_of
 
 LISTED = 20  # files that a step names at its end
@@ -115,7 +116,7 @@ class Run:
             raise ValueError(f"block {block.name} has {len(block.values):,} rows, the posts table {n_posts:,}")
         shutil.rmtree(self.folder(f"blocks/{block.name}"))
         with atomic_path(self.output(f"blocks/{block.name}/values.npy")) as temporary:
-            np.save(temporary, block.values)
+            save_values(temporary, block.values)
         if block.pca:
             with atomic_path(self.output(f"blocks/{block.name}/{PCA}")) as temporary:
                 np.savez(temporary, **block.pca)

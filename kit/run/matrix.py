@@ -20,6 +20,7 @@ from kit.base.files import write_trouble
 from kit.run.block import Block
 
 PIECE_MB = 16  # of float32 at a time
+TOGETHER = 32  # columns read at a time
 SCATTERED = 512  # rows read between two give_backs: each may bring 64 KB of its neighbours along
 
 
@@ -92,9 +93,32 @@ def piece_rows(n_columns: int) -> int:
     return max(1, int(PIECE_MB * (1 << 20)) // (4 * max(1, n_columns)))
 
 
+def columns_of(block: Block) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and values (n,) float32 of each column; TOGETHER at a time, because each reading goes through the whole file."""
+    for start in range(0, len(block.columns), TOGETHER):
+        names = block.columns[start : start + TOGETHER]
+        part = np.empty((len(block.values), len(names)), dtype=np.float32, order="F")
+        for rows in pieces(*block.values.shape):
+            part[rows] = block.values[rows, start : start + TOGETHER]
+            give_back(block.values)
+        yield from zip(names, part.T, strict=True)
+
+
+def save_values(path: Path, values: np.ndarray) -> None:
+    """The .npy file that `np.save` writes, by pieces."""
+    with open(path, "wb") as file:
+        header = {"descr": values.dtype.str, "fortran_order": False, "shape": values.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for rows in pieces(*values.shape):
+            file.write(np.ascontiguousarray(values[rows]).data)
+            give_back(values)
+
+
 def give_back(values: np.ndarray) -> None:
     """Let the system take back the pages of a memory-mapped array that were read; the file still has them."""
-    mapped = values.base
+    mapped = values
+    while isinstance(mapped, np.ndarray):
+        mapped = mapped.base
     if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and not values.flags.writeable:
         mapped.madvise(mmap.MADV_DONTNEED)
 

@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 from kit.base.errors import InputError
 from kit.features import statistic, words
@@ -147,9 +148,9 @@ def test_counts_by_hand():
         assert frame["author_distinct_Concept"][i] == distinct
 
 
-def test_long_tags_are_distinct_and_keep_their_places():
+def test_long_tags_are_distinct_and_keep_their_order():
     long = words.long_tags(pd.Series(["b a b", "", "A", "a  c"]))
-    assert long.to_dict("list") == {"row": [0, 0, 2, 3, 3], "tag": [1, 0, 0, 0, 2], "place": [0, 1, 0, 0, 1]}
+    assert long.to_dict("list") == {"row": [0, 0, 2, 3, 3], "tag": [1, 0, 0, 0, 2]}
     assert len(words.long_tags(pd.Series(["", ""]))) == 0
 
 
@@ -166,6 +167,18 @@ def test_svd_spans_the_tags():
     left, values, _ = np.linalg.svd(tags.toarray(), full_matrices=False)
     assert np.linalg.norm(full[:, :5], axis=0) == pytest.approx(values[:5], rel=1e-3)
     assert words.truncated_svd(tags[:, :1], 3, 0).shape == (len(POSTS), 3)  # nothing to reduce: zeros
+
+
+def test_pointwise_information_by_hand():
+    rng = np.random.default_rng(0)
+    has = sparse.csr_matrix((rng.random((60, 9)) < 0.3).astype(np.float32))
+    count, dense = np.asarray(has.sum(axis=0)).ravel(), has.toarray()
+    found = words.ppmi(has.T.tocsr() @ has, count, 60)
+    with np.errstate(divide="ignore"):
+        pmi = np.log((dense.T @ dense) * 60 / np.outer(count, count))
+    np.fill_diagonal(pmi, 0)
+    np.testing.assert_allclose(found.toarray(), np.maximum(pmi, 0), rtol=1e-5)
+    assert found.has_sorted_indices and (found.data > 0).all() and found.dtype == np.float32
 
 
 def test_neighbours_place_tags_that_go_together_side_by_side():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kit.base.errors import InputError
 from kit.run import matrix
 from kit.run.block import Block
-from kit.run.matrix import Scratch, SideBySide, give_back, join_blocks, pieces
+from kit.run.matrix import Scratch, SideBySide, columns_of, give_back, join_blocks, pieces, save_values
 
 rng = np.random.default_rng(0)
 PARTS = [rng.random((700, 3), dtype=np.float32), rng.random((700, 2)).astype(np.float16), rng.random((700, 4))]
@@ -96,3 +96,17 @@ def test_a_scratch_file_holds_what_was_appended(tmp_path, monkeypatch):
     scratch._file = Full()
     with pytest.raises(InputError, match="make room"):
         scratch.append(PARTS[0])
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_columns_and_saved_files_are_what_numpy_makes_of_them(part, tmp_path, monkeypatch):
+    monkeypatch.setattr(matrix, "PIECE_MB", 0.001)  # many pieces
+    monkeypatch.setattr(matrix, "TOGETHER", 2)
+    path = tmp_path / "values.npy"
+    save_values(path, part)
+    np.save(tmp_path / "numpy.npy", part)
+    assert path.read_bytes() == (tmp_path / "numpy.npy").read_bytes()
+    block = Block("b", np.load(path, mmap_mode="r"), [f"c{i}" for i in range(part.shape[1])])
+    found = list(columns_of(block))
+    assert [name for name, _ in found] == block.columns
+    assert np.array_equal(np.stack([column for _, column in found], axis=1), part.astype(np.float32))
