@@ -26,7 +26,7 @@ _common: Any = None  # in a worker: what the tasks have in common, pickled until
 
 def map_tasks(
     fn: Callable, items: Sequence, *, common: Any = None, cpus: int = 1, gpus: int = 0, cores: int = 0, label: str = "",
-    unit: str = "task",
+    unit: str = "task", worked: Callable[[Any], float] | None = None,
 ) -> Iterator[tuple[int, Any]]:  # fmt: skip
     """(position, fn(item)) in order of completion; with room for one task at a time, a plain loop in this process.
 
@@ -38,6 +38,7 @@ def map_tasks(
         gpus: of one task; CUDA_VISIBLE_DEVICES names them before a library is loaded.
         cores: of this machine for all tasks together; 0: all.
         label, unit: for the progress, which counts finished tasks.
+        worked: of a task's result; see `progress`.
 
     Raises:
         InputError: the process of one task was lost again and again.
@@ -53,7 +54,7 @@ def map_tasks(
             done = _in_workers(fn, items, common, n_workers, cpus, devices, label or unit)
         else:
             done = ((place, _apply(fn, common, item)) for place, item in enumerate(items))
-    yield from progress(done, len(items), label, unit)
+    yield from progress(done, len(items), label, unit, worked and (lambda placed: worked(placed[1])))
 
 
 def on_cluster() -> bool:

@@ -128,7 +128,8 @@ def fit_folds(
     def fold(k: int) -> dict:
         return store.get(f"fold_{k}", sides[k], lambda: fitter.fit(sides[k], fold_rows(folds, k)[1]))
 
-    parts = [fold(k) for k in progress(range(n_folds), label=f"{training.model} folds", unit="fold")]
+    to_do = progress(range(n_folds), None, f"{training.model} folds", "fold", lambda k: store.fitted[k])
+    parts = [fold(k) for k in to_do]
     test_idx = np.flatnonzero(folds == TEST)
     test = np.full(len(test_idx), np.nan)
     if training.final:
@@ -137,7 +138,7 @@ def fit_folds(
         n_trees = round(np.mean(np.multiply(more, [part["rounds"] for part in parts])))  # more posts bear more trees
         test = store.get("final", side, lambda: fitter.fit(side, test_idx, n_trees), n_trees)["prediction"]
     columns = [*block.columns, *((*TAUGHT, *(tuned or ())) if training.taught else ())]
-    result = collect(training.model, device, columns, target, folds, parts, test)
+    result = collect(training.model, device, columns, target, folds, parts, test, np.mean(store.fitted))
     store.finish(result)
     return result
 

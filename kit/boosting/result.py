@@ -22,6 +22,7 @@ class FoldResult:
         test: (n_test,) float64 in the order of the test posts, from a model fitted on all train posts.
         scores: one row per fold: fold, n, src, mae, rounds, device, seconds.
         importance: column, gain (share of the total, mean over fits), largest first.
+        fitted: share of its fits that were made; the others were read back.
     """
 
     model: str
@@ -29,6 +30,7 @@ class FoldResult:
     test: np.ndarray
     scores: pd.DataFrame
     importance: pd.DataFrame
+    fitted: float = 1.0
 
     def summary(self) -> dict[str, float]:
         """src, src_sd, mae, mae_sd over folds, with the number of posts, folds and seconds."""
@@ -41,7 +43,8 @@ class FoldResult:
 
 
 def collect(
-    model: str, device: str, columns: list[str], target: np.ndarray, folds: np.ndarray, parts: list[dict], test: np.ndarray
+    model: str, device: str, columns: list[str], target: np.ndarray, folds: np.ndarray, parts: list[dict], test: np.ndarray,
+    fitted: float,
 ) -> FoldResult:  # fmt: skip
     """The result of the fits of all folds."""
     oof = np.full(len(target), np.nan)
@@ -62,7 +65,7 @@ def collect(
         )
     gain = np.mean([part["gain"] / max(part["gain"].sum(), 1e-12) for part in parts], axis=0)
     importance = pd.DataFrame({"column": columns, "gain": gain}).sort_values("gain", ascending=False, kind="stable")
-    return FoldResult(model, oof, test, pd.DataFrame(scores), importance.reset_index(drop=True))
+    return FoldResult(model, oof, test, pd.DataFrame(scores), importance.reset_index(drop=True), fitted)
 
 
 def score_table(results: Mapping[tuple[str, str, str], FoldResult]) -> pd.DataFrame:

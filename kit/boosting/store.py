@@ -20,10 +20,14 @@ from kit.run.block import Block
 
 
 class Store:
-    """Finished fits in a folder, each with a hash of all it depends on; without a folder nothing is kept."""
+    """Finished fits in a folder, each with a hash of all it depends on; without a folder nothing is kept.
+
+    Attributes:
+        fitted: of each fit asked for, whether it was made; the others were read back.
+    """
 
     def __init__(self, out_dir: Path | None, settings: dict, block: Block, *arrays: np.ndarray):
-        self._dir = Path(out_dir) if out_dir else None
+        self._dir, self.fitted = Path(out_dir) if out_dir else None, []
         if self._dir:
             described = {**settings, "code": code_of("kit.boosting.fit"), "columns": block.columns,
                          "categorical": block.categorical, "values": block.digest}  # fmt: skip
@@ -39,7 +43,9 @@ class Store:
         if path and path.exists():
             with np.load(path) as stored:
                 if str(stored["key"]) == key:
+                    self.fitted.append(False)
                     return dict(stored)
+        self.fitted.append(True)
         part, learner = fit()
         if path:
             with atomic_path(path.with_suffix(learner.suffix)) as temporary:

@@ -70,7 +70,10 @@ def fit_all(tasks: Mapping[Hashable, FitTask]) -> dict[Hashable, FoldResult]:
         chosen = [tasks[name] for name in names]
         cpus = max((task.machine.threads_of_fit(len(task.folds)) for task in chosen), default=1)
         cores = max((task.machine.threads for task in chosen), default=0)
-        done = map_tasks(fit_task, chosen, cpus=cpus, gpus=int(device == "gpu"), cores=cores, label="fits", unit="fit")
+        done = map_tasks(
+            fit_task, chosen, cpus=cpus, gpus=int(device == "gpu"), cores=cores, label="fits", unit="fit",
+            worked=lambda result: result.fitted,
+        )  # fmt: skip
         found |= {names[place]: result for place, result in done}
     return {name: found[name] for name in tasks}
 
