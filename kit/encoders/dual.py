@@ -124,8 +124,9 @@ def assemble(
     trunk, tower = image.module, text.module
     network = tower.pool.model
     preprocess_cfg = timm.data.resolve_model_data_config(trunk)
+    named = network.config.to_dict() | {"_name_or_path": text.name}  # not the folder it was read from
     part = {
-        "image": trunk.pretrained_cfg["architecture"], "preprocess": preprocess_cfg, "text": network.config.to_dict(),
+        "image": trunk.pretrained_cfg["architecture"], "preprocess": preprocess_cfg, "text": named,
         "max_tokens": tower.max_tokens, "prefix": tower.prefix, "heads": [head.config() for head in heads],
     }  # fmt: skip
     model = DualModel(ImageTower(trunk, heads[0], preprocess_cfg), _text_tower(network, heads[1]), logit_scale)

@@ -13,12 +13,13 @@ from kit.encoders.bulk import encode_images, encode_texts
 from kit.encoders.clip import Clip, load_clip, save_clip, wrap_model
 from kit.encoders.job import EncodedImages
 from kit.encoders.pairs import make_pairs
-from kit.encoders.registry import DUAL, DUAL_NETWORKS, NETWORKS, SENTENCES, TINY, wanted_blocks
+from kit.encoders.registry import DUAL, DUAL_NETWORKS, NETWORKS, OTHER_READER, TINY
 from kit.encoders.tiny import IMAGE_STEPS, TEXT_STEPS, train_tiny
 from kit.encoders.weights import (
     WEIGHTS_DIR,
     choose_clip,
     clip_files,
+    dual_reader,
     files_to_watch,
     missing_network,
     ready_network,
@@ -107,7 +108,12 @@ def _open_dual(
     """Two frozen networks, aligned on the pairs of ``fit_idx``; what is found is kept in ``dual/``."""
     from kit.encoders import align, dual, networks
 
-    eye, reader = DUAL_NETWORKS[0], _reader(run, posts, weights_dir, download)
+    eye, share = DUAL_NETWORKS[0], other_letters(posts["Title"])
+    reader, missing = dual_reader(share, weights_dir, download)
+    if missing:
+        print(f"{share:.0%} of the titles' letters are not Latin, and {reader} knows none of them: {missing}")
+    if missing or reader == OTHER_READER:
+        run.use(*files_to_watch(OTHER_READER, NETWORKS[OTHER_READER].model, weights_dir))
     models = {network: NETWORKS[network].model for network in (eye, reader)}
     found = {network: ready_network(network, model, weights_dir, download) for network, model in models.items()}
     image_encoder = networks.load_image_encoder(eye, models[eye], found[eye])
@@ -126,17 +132,3 @@ def _open_dual(
     image_emb = EncodedImages(aligned.image.encode(images.values), images.ok, images.reasons)
     external = " and ".join(f"{models[network]} ({NETWORKS[network].credit})" for network in models)
     return Opened(clip, image_emb, aligned.text.encode(text_vectors), f"pre-trained {external}", True, shuffled)
-
-
-def _reader(run: Run, posts: pd.DataFrame, weights_dir: str, download: bool) -> str:
-    """The network that reads the texts: the one block ``sentences`` of 04 stands for, MiniLM for lack of its weights."""
-    share = other_letters(posts["Title"])
-    (reader,) = wanted_blocks([SENTENCES], share)
-    missing = "" if download else missing_network(reader, NETWORKS[reader].model, weights_dir)
-    if reader != DUAL_NETWORKS[1]:
-        run.use(*files_to_watch(reader, NETWORKS[reader].model, weights_dir))
-        if missing:
-            print(
-                f"{share:.0%} of the titles' letters are not Latin, and {DUAL_NETWORKS[1]} knows none of them: {missing}"
-            )
-    return DUAL_NETWORKS[1] if missing else reader

