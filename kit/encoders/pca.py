@@ -33,8 +33,3 @@ def apply_pca(values: np.ndarray, pca: np.ndarray, chunk: int = CHUNK) -> np.nda
         for start in range(0, len(values), chunk)
     ]
     return np.concatenate(parts)
-
-
-def reduce_pca(values: np.ndarray, fit_rows: np.ndarray, n_components: int, chunk: int = CHUNK) -> np.ndarray:
-    """(n, min(n_components, d)) float32 principal components, fitted on ``fit_rows`` alone."""
-    return apply_pca(values, fit_pca(values, fit_rows, n_components, chunk), chunk)

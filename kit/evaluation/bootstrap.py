@@ -34,11 +34,6 @@ class Difference:
     mae_low: float
     mae_high: float
 
-    @property
-    def sure(self) -> bool:
-        """Whether either range leaves out zero."""
-        return self.src_low * self.src_high > 0 or self.mae_low * self.mae_high > 0
-
 
 def paired_difference(
     target: np.ndarray, first: np.ndarray, second: np.ndarray, authors: np.ndarray, *, n_draws: int = N_DRAWS,

@@ -8,7 +8,7 @@ copies, seed and out_dir, so that they can be fitted side by side.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +224,7 @@ def _seed_scores(results: list[FoldResult]) -> dict[str, float]:
 
 def _against(target, plain: np.ndarray, oof: np.ndarray, authors: np.ndarray, scored: np.ndarray) -> dict[str, float]:
     found = paired_difference(target[scored], plain[:, scored], oof[:, scored], authors[scored])
-    return {f"d_{name}": getattr(found, name) for name in ("src", "src_low", "src_high", "mae", "mae_low", "mae_high")}
+    return {f"d_{name}": value for name, value in asdict(found).items()}
 
 
 def _place(folder: Path | None, study: str, name: str, seed: int) -> Path | None:

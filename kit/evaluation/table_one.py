@@ -9,7 +9,7 @@ and `behaviour` stand in for the paper's statistical and user features, which it
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -234,8 +234,8 @@ def gains(
         for against, what, other in compared:
             both = np.isfinite(target) & np.isfinite(other) & np.isfinite(fused[one.name])
             found = paired_difference(target[both], other[both], fused[one.name][both], authors[both], seed=seed)
-            difference = {k: getattr(found, k) for k in ("src", "src_low", "src_high", "mae", "mae_low", "mae_high")}
-            rows.append({"features": one.name, "against": against, "what": what, "n": int(both.sum()), **difference})
+            about = {"features": one.name, "against": against, "what": what, "n": int(both.sum())}
+            rows.append(about | asdict(found))
             rows[-1]["reading"] = reading(rows[-1])
     return pd.DataFrame(rows)
 

@@ -43,7 +43,7 @@ from kit.clip_ft.train import (
 from kit.clip_ft.words import attended_words
 from kit.clip_ft.zero_shot import probe_accuracy, zero_shot_accuracy, zero_shot_classes
 from kit.encoders.clip import save_clip, wrap_model
-from kit.encoders.pca import reduce_pca
+from kit.encoders.pca import apply_pca, fit_pca
 from kit.pipeline.stamps import code_hashes
 from kit.pipeline.steps import notebooks
 from tests.tiny_networks import small_dual
@@ -669,14 +669,14 @@ def test_pca_equals_sklearn_and_is_fitted_on_the_given_rows():
 
     rng = np.random.default_rng(0)
     values = (rng.standard_normal((200, 6)) * [5, 3, 2, 1, 0.5, 0.1] + 3).astype(np.float32)
-    found = reduce_pca(values, np.arange(150), 3, chunk=64)
+    found = apply_pca(values, fit_pca(values, np.arange(150), 3, chunk=64), chunk=64)
     expected = PCA(3, svd_solver="full").fit(values[:150]).transform(values)
     np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-3)
     changed = values.copy()
     changed[150:] *= 10
-    again = reduce_pca(changed, np.arange(150), 3, chunk=64)
+    again = apply_pca(changed, fit_pca(changed, np.arange(150), 3, chunk=64), chunk=64)
     np.testing.assert_array_equal(again[:150], found[:150])
-    assert reduce_pca(values, np.arange(150), 32).shape == (200, 6)
+    assert apply_pca(values, fit_pca(values, np.arange(150), 32)).shape == (200, 6)
 
 
 def test_cross_fitted_scores_come_from_models_that_never_met_the_author(clip, posts, tmp_path):
