@@ -27,6 +27,7 @@ TINY_STEPS = 3, 11  # of texts and of images: in proportion as the training has 
 STEPS = 2  # of CLIP_FT
 WIDTHS = 256, 128  # of the heads of smp-dual
 ALIGN_S = 40.0  # of one core: both alignments of smp-dual, which hardly grow with the posts
+STARTS_S = 12.0  # of 02 and of 03: to load torch and open_clip, to draw
 LEARNT_S = 6.0  # beside CLIP_FT in 03: linear classifiers, to start processes
 WITHOUT_GRADIENT = 0.3  # of a step: the same posts scored
 
@@ -68,14 +69,14 @@ class Networks:
             networks = DUAL_NETWORKS[0], reader
             found = [self._network_s(name, NETWORKS[name].model, asked["weights_dir"]) for name in networks]
             self._clip = _untrained_dual(*(encoder for encoder, _ in found))
-            return sum(seconds for _, seconds in found) / self.cores + ALIGN_S / self.cores**0.5
+            return STARTS_S + sum(seconds for _, seconds in found) / self.cores + ALIGN_S / self.cores**0.5
         trained_s = 0.0
         if model == TINY:
             self._clip, trained_s = self._tiny(asked["tiny_effort"])
         else:
             self._clip = load_clip(*model.split(" "), weights_dir=asked["weights_dir"])
         encoded_s = self._images_s(self._clip.image_encoder()) + self._texts_s(self._clip.text_encoder())
-        return trained_s / self.cores**0.5 + encoded_s / self.cores
+        return STARTS_S + trained_s / self.cores**0.5 + encoded_s / self.cores
 
     def clip_ft_s(self, asked: Mapping[str, Any]) -> float | None:
         """Of notebook 03, after ``clip_s``; 0 where it will be left out, None where nothing tells."""
@@ -85,7 +86,12 @@ class Networks:
         n_train, n_folds, epochs = int((self.posts["split"] == "train").sum()), asked["cross_folds"], asked["epochs"]
         own, crossed = epochs * n_train, epochs * max(0, n_folds - 1) * n_train  # posts in steps
         scored = WITHOUT_GRADIENT * (len(self.posts) + bool(n_folds) * n_train)
-        return LEARNT_S + fill_s / self.cores + step_s * ((own + scored) / self.cores**0.5 + crossed / self.cores)
+        return (
+            STARTS_S
+            + LEARNT_S
+            + fill_s / self.cores
+            + step_s * ((own + scored) / self.cores**0.5 + crossed / self.cores)
+        )
 
     def encoders_s(self, asked: Mapping[str, Any]) -> float:
         """Of the encoders of notebook 04 that have their weights and have not encoded these posts before."""
