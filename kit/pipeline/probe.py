@@ -19,12 +19,14 @@ import pandas as pd
 
 from kit.base.machine import usable_cores
 from kit.base.paths import resolve
+from kit.encoders.registry import ENCODERS
 from kit.evaluation.table_one import FeatureSet, parse_sets
 from kit.features.behaviour import behaviour_block
 from kit.features.statistic import statistic_block
 from kit.pipeline.plan import NETWORKS, START_S, size
 from kit.pipeline.probe_networks import Networks
 from kit.release import smpd
+from kit.release.external import EXTERNAL
 from kit.run.directory import Run
 from kit.run.folds import usual_folds
 
@@ -60,18 +62,21 @@ def probe(steps: Sequence[tuple[str, Mapping[str, Any]]], run_dir: Path) -> dict
     read_s, told = time.perf_counter() - started, {"posts": len(posts)}
     n_folds = next((p["n_folds"] for _, p in steps if p.get("n_folds")), usual_folds(int(TRAIN * len(posts))))
     networks, features_s = Networks(posts), _features_s(posts)
+    lacking = set() if set(EXTERNAL) <= set(posts) else {"external"}  # blocks that will not be made
     for place, (name, asked) in enumerate(steps):
         seconds: float | None = None
         if name == "01_eda":
             seconds = 3 * read_s
         elif name == "02_prototypes":
             seconds = networks.clip_s(asked)
+            lacking |= {"clip", "clip_ft"} if seconds == 0 else set()
         elif name == "03_clip_ft":
             seconds = networks.clip_ft_s(asked)
         elif name == "04_features":
             seconds = None if asked["tuned"] else features_s + networks.encoders_s(asked)
+            lacking = lacking - ENCODERS.keys() | networks.lacking(asked)
         elif name in FITS:
-            seconds = _fits_s(asked, n_folds, TRAIN * len(posts), run)
+            seconds = _fits_s(asked, n_folds, TRAIN * len(posts), run, lacking)
         elif name == "07_blend":
             seconds = FUSED_S * sum(
                 len(asked["sets"]) * len(asked["models"]) for name, asked in steps if "sets" in asked
@@ -90,12 +95,12 @@ def _features_s(posts: pd.DataFrame) -> float:
     return (time.perf_counter() - started) * len(posts) / len(some)
 
 
-def _fits_s(asked: Mapping[str, Any], n_folds: int, n_train: float, run: Run) -> float:
+def _fits_s(asked: Mapping[str, Any], n_folds: int, n_train: float, run: Run, lacking: set[str]) -> float:
     """Trees of all fits, by what a tree takes on as many posts and, in proportion, columns."""
     from kit.boosting.fit import REFIT, STOP_POSTS, Training
     from kit.boosting.learners import LEARNERS
 
-    sets, models, times = _asked_fits(asked, run)
+    sets, models, times = _asked_fits(asked, run, lacking)
     columns = [sum(_columns(block, run) for block in one.blocks) for one in sets]
     n_columns, n_folds_fitted, n_taught = sum(columns), n_folds * times + FINAL, n_train * (1 - 1 / n_folds)
     total = n_folds_fitted * _ridge_s(n_taught) * sum(n for n, one in zip(columns, sets, strict=True) if one.taught)
@@ -110,12 +115,15 @@ def _fits_s(asked: Mapping[str, Any], n_folds: int, n_train: float, run: Run) ->
     return DRAWN_S + WORKER_S + (times * len(sets) * len(models) * TASK_S + total) / usable_cores()
 
 
-def _asked_fits(asked: Mapping[str, Any], run: Run) -> tuple[list[FeatureSet], list[str], float]:
-    """Feature sets and models of 05 or 06, and how often each of them is fitted to all folds."""
+def _asked_fits(
+    asked: Mapping[str, Any], run: Run, lacking: set[str]
+) -> tuple[list[FeatureSet], list[str], float]:  # fmt: skip
+    """Feature sets and models of 05 or 06 that will be fitted, and how often each of them is fitted to all folds."""
     if "features" in asked:
         return parse_sets([asked["features"]]), [asked["model"]], size("05", asked)
     sets = parse_sets(asked["sets"], run if run.block_names() else None)
-    return sets, asked["models"], SCHEMES * len(asked["schemes"])
+    lacking = {block for block in lacking if not run.has_block(block)}
+    return [one for one in sets if not lacking & set(one.blocks)], asked["models"], SCHEMES * len(asked["schemes"])
 
 
 def _columns(block: str, run: Run) -> int:
@@ -147,10 +155,16 @@ def _fit_s(model: str, n: float) -> tuple[float, float]:
         learner.prepare(Data(values, is_code, target), learner.settings({}, 500), 1, 0, "cpu"), None, np.ones(rows), 1
     )
     times = []
-    for n_trees in (1, 1, 1 + SAMPLE["trees"]):  # a first fit; what there is to do beside trees; and with trees
+    for n_trees in (
+        1,
+        1,
+        1,
+        1 + SAMPLE["trees"],
+    ):  # a first fit; twice what there is to do beside trees; and with trees
         fitted.fit(np.arange(rows), n_trees)
         times.append(time.perf_counter())
-    beside, both = np.diff(times)
+    *beside, both = np.diff(times)
+    beside = min(beside)  # something else may have held up either
     more = max(1.0, n / rows) / k
     return beside * more, max(1e-6, both - beside) / SAMPLE["trees"] * more
 

@@ -27,7 +27,7 @@ TINY_STEPS = 3, 11  # of texts and of images: in proportion as the training has 
 STEPS = 2  # of CLIP_FT
 WIDTHS = 256, 128  # of the heads of smp-dual
 ALIGN_S = 40.0  # of one core: both alignments of smp-dual, which hardly grow with the posts
-STARTS_S = 12.0  # of 02 and of 03: to load torch and open_clip, to draw
+STARTS_S = 12.0  # of 02 and of 03, beside their networks: to load open_clip, figures, tables
 LEARNT_S = 6.0  # beside CLIP_FT in 03: linear classifiers, to start processes
 WITHOUT_GRADIENT = 0.3  # of a step: the same posts scored
 
@@ -92,6 +92,14 @@ class Networks:
             + fill_s / self.cores
             + step_s * ((own + scored) / self.cores**0.5 + crossed / self.cores)
         )
+
+    def lacking(self, asked: Mapping[str, Any]) -> set[str]:
+        """Blocks of encoders that notebook 04 will not make: nobody asks for them, or their weights are not there."""
+        wanted = wanted_blocks(asked["baselines"], other_letters(self.posts["Title"]))
+        there = {name for name in wanted if asked["without_weights"] == "download" or not any(
+            missing_network(network, model, asked["weights_dir"]) for network, model in chosen_models(name).items()
+        )}  # fmt: skip
+        return ENCODERS.keys() - there
 
     def encoders_s(self, asked: Mapping[str, Any]) -> float:
         """Of the encoders of notebook 04 that have their weights and have not encoded these posts before."""

@@ -11,12 +11,14 @@ import pytest
 
 from kit.base.files import write_json
 from kit.base.paths import PROJECT_ROOT
-from kit.pipeline import plan, probe_networks
+from kit.encoders.registry import ENCODERS
+from kit.pipeline import plan, probe, probe_networks
 from kit.pipeline.notebook import _Heartbeat
 from kit.pipeline.plan import START_S, size
 from kit.pipeline.probe_networks import LEARNT_S, Networks
 from kit.pipeline.steps import Step
 from kit.release.smpd import read_release
+from kit.run.directory import Run
 from kit.run.marks import RECORD_KEYS, STAMP_KEYS, done_path
 from tests.conftest import Release
 from tests.tiny_networks import save_dual
@@ -90,7 +92,7 @@ def test_a_probe_tells_of_posts_that_no_run_has_seen(tmp_path):
     data = Release(tmp_path / "data").write()
 
     def asked(tuned=(), **more):
-        features = {"baselines": [], "weights_dir": "x", "tuned": tuned}
+        features = {"baselines": ["blip"], "weights_dir": "x", "without_weights": "leave out", "tuned": tuned}
         steps = [["01_eda", {"data_dir": str(data), "n_folds": 3}], ["09_mine", {}],
                  ["04_features", features], ["06_gbdt_folds", SETS | more]]  # fmt: skip
         command = [sys.executable, "-m", "kit.pipeline.probe", json.dumps(steps), str(tmp_path / "run")]
@@ -101,6 +103,9 @@ def test_a_probe_tells_of_posts_that_no_run_has_seen(tmp_path):
     assert told["posts"] == 52 and set(told) == {"posts", "0", "2", "3"}, "nothing tells of a notebook of one's own"
     assert all(START_S < told[place] < 60 for place in "023") and more["3"] > 3 * told["3"]
     assert "2" not in more, "nothing tells of encoders to be tuned"
+    rows = ["statistic", "statistic+external", "statistic+blip", "statistic+minilm", "statistic+clip"]
+    sets, _, _ = probe._asked_fits(SETS | {"sets": rows}, Run(tmp_path / "run"), {"external", "blip", "minilm"})
+    assert [one.name for one in sets] == ["statistic", "statistic+clip"], "a row that cannot be run takes no time"
 
 
 CLIP = {
@@ -124,6 +129,9 @@ def test_a_probe_tells_of_networks_before_their_first_run(tmp_path):
     assert 0 < short < long
     few, many = (networks.clip_ft_s(asked | {"epochs": epochs}) - LEARNT_S for epochs in (2, 200))
     assert 0 < few < many
+    features = {"baselines": ["blip", "minilm"], "weights_dir": "none", "without_weights": "leave out"}
+    assert networks.lacking(features) == set(ENCODERS)
+    assert networks.lacking(features | {"without_weights": "download"}) == set(ENCODERS) - {"blip", "minilm"}
 
 
 def test_what_02_has_encoded_costs_04_nothing(tmp_path):
