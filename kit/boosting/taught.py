@@ -52,19 +52,15 @@ class TaughtColumns:
             judges: those of rows that choose how the ridge learns; by default all.
             tuned: (n_posts, m) columns that rows have taught elsewhere, to stand behind the others.
         """
-        judges, tuned = (
-            rows if judges is None else judges,
-            np.empty((len(weight), 0), np.float32) if tuned is None else tuned,
-        )
+        judges = rows if judges is None else judges
+        tuned = np.empty((len(weight), 0), np.float32) if tuned is None else tuned
         if not self._folder:
             return "", self._made(rows, weight, n_threads, judges, tuned)["columns"]
         described = {"code": code_of("kit.boosting.taught"), "threads": n_threads, "seed": self._seed,
                      "columns": self._block.columns, "categorical": self._block.categorical,
                      "values": self._block.digest}  # fmt: skip
-        path = (
-            self._folder
-            / f"{hash_inputs(described, self._hashes, rows, weight[rows], self._target[rows], judges, tuned)}.npz"
-        )
+        taught_by = rows, weight[rows], self._target[rows], judges, tuned
+        path = self._folder / f"{hash_inputs(described, self._hashes, *taught_by)}.npz"
         if not path.is_file():
             with atomic_path(path) as temporary:
                 np.savez(temporary, **self._made(rows, weight, n_threads, judges, tuned))

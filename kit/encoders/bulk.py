@@ -65,7 +65,7 @@ def encode_images(
     first, inverse = np.unique(group_by_content(paths), return_inverse=True)
     items = [paths[row] for row in first]
     job = _job(encoder, encode_files, items, folder, batch_size, device, precision)
-    stamp = digest([[paths[row], sizes[row], _mtime_ns(paths[row])] for row in first])
+    stamp = digest([[paths[row], sizes[row], mtime_ns(paths[row])] for row in first])
     values, reasons = _run(job, items, inverse, stamp, shard_size, cpus, "images")
     check_bad_share(paths, reasons, max_bad_share)
     return EncodedImages(values, reasons == "", reasons)
@@ -136,13 +136,22 @@ def encode_strings(
     return values[torch.argsort(order)].numpy(), [""] * len(texts)
 
 
+def usual_batch(encoder: ImageEncoder | TextEncoder, device: str) -> int:
+    """Items per forward pass."""
+    return BATCH_GPU if device != "cpu" else IMAGES_CPU if isinstance(encoder, ImageEncoder) else TEXTS_CPU
+
+
+def libraries() -> dict[str, str | None]:
+    """Versions of LIBRARIES, which may change what a network says."""
+    return {name: package_versions().get(name) for name in LIBRARIES}
+
+
 def _job(
     encoder: ImageEncoder | TextEncoder, encode: Callable, items: list[str], folder: str | Path, batch_size: int,
     device: str, precision: str,
 ) -> Job:  # fmt: skip
     device = device or default_device()
-    on_cpu = IMAGES_CPU if encode is encode_files else TEXTS_CPU
-    batch_size, middle = batch_size or (on_cpu if device == "cpu" else BATCH_GPU), len(items) // 2
+    batch_size, middle = batch_size or usual_batch(encoder, device), len(items) // 2
     typical = items[middle : middle + max(batch_size, TYPICAL)]
     return Job(encoder, encode, len(items), typical, Path(folder), batch_size, device, precision)
 
@@ -188,7 +197,7 @@ def _open_folder(job: Job, items_stamp: str, shard_size: int, n_shards: int) -> 
     stamp = {
         "encoder": job.encoder.name, "fingerprint": job.encoder.fingerprint, "items": items_stamp,
         "shard_size": shard_size, "asked": job.precision, "code": code_of("kit.encoders.bulk", job.encoder.made_by),
-        "libraries": {name: package_versions().get(name) for name in LIBRARIES},
+        "libraries": libraries(),
     }  # fmt: skip
     path, found = job.folder / "job.json", job.folder / PRECISION_FILE
     if path.is_file() and read_json(path) == stamp:
@@ -213,7 +222,8 @@ def _token_batches(lengths: Tensor, max_tokens: int) -> Iterator[Tensor]:
         start += size
 
 
-def _mtime_ns(path: str) -> int:
+def mtime_ns(path: str) -> int:
+    """When a file was written last; 0 where there is none."""
     try:
         return os.stat(path).st_mtime_ns
     except OSError:

@@ -62,19 +62,21 @@ def probe(steps: Sequence[tuple[str, Mapping[str, Any]]], run_dir: Path) -> dict
     read_s, told = time.perf_counter() - started, {"posts": len(posts)}
     n_folds = next((p["n_folds"] for _, p in steps if p.get("n_folds")), usual_folds(int(TRAIN * len(posts))))
     networks, features_s = Networks(posts), _features_s(posts)
-    lacking = set() if set(EXTERNAL) <= set(posts) else {"external"}  # blocks that will not be made
+    lacking = {"external", "clip", "clip_ft", *ENCODERS}  # blocks that none of the steps makes
+    crawled = {"external"} if set(EXTERNAL) <= set(posts) else set()
     for place, (name, asked) in enumerate(steps):
         seconds: float | None = None
         if name == "01_eda":
             seconds = 3 * read_s
         elif name == "02_prototypes":
             seconds = networks.clip_s(asked)
-            lacking |= {"clip", "clip_ft"} if seconds == 0 else set()
+            lacking -= {"clip"} if seconds != 0 else set()
         elif name == "03_clip_ft":
             seconds = networks.clip_ft_s(asked)
+            lacking -= {"clip_ft"} if seconds != 0 else set()
         elif name == "04_features":
             seconds = None if asked["tuned"] else features_s + networks.encoders_s(asked)
-            lacking = lacking - ENCODERS.keys() | networks.lacking(asked)
+            lacking = lacking - {"external", *ENCODERS} | networks.lacking(asked) | {"external"} - crawled
         elif name in FITS:
             seconds = _fits_s(asked, n_folds, TRAIN * len(posts), run, lacking)
         elif name == "07_blend":
@@ -155,12 +157,7 @@ def _fit_s(model: str, n: float) -> tuple[float, float]:
         learner.prepare(Data(values, is_code, target), learner.settings({}, 500), 1, 0, "cpu"), None, np.ones(rows), 1
     )
     times = []
-    for n_trees in (
-        1,
-        1,
-        1,
-        1 + SAMPLE["trees"],
-    ):  # a first fit; twice what there is to do beside trees; and with trees
+    for n_trees in (1, 1, 1, 1 + SAMPLE["trees"]):  # a first fit; what is to do beside trees, twice; and with trees
         fitted.fit(np.arange(rows), n_trees)
         times.append(time.perf_counter())
     *beside, both = np.diff(times)

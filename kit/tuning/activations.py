@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from kit.base.code import code_of
 from kit.base.files import atomic_path, digest, read_json, write_json
-from kit.encoders.bulk import BATCH_GPU, IMAGES_CPU, TEXTS_CPU
+from kit.encoders.bulk import libraries, mtime_ns, usual_batch
 from kit.encoders.encoders import ImageEncoder, TextEncoder
-from kit.release.images import ImageDataset
+from kit.release.images import ImageDataset, file_size
 
 LAST = 2  # layers of a transformer that are tuned; of EfficientNet the last block and the convolution behind it
 STAMP = "stamp.json"
@@ -101,12 +101,14 @@ def keep_activations(encoder: ImageEncoder | TextEncoder, items: Sequence[str], 
         encoder: it is of no other use afterwards.
         items: (n_posts,) text or image file of each post.
     """
-    stamp = digest([encoder.fingerprint, code_of("kit.tuning.activations", encoder.made_by), list(items)])
+    is_text, code = isinstance(encoder, TextEncoder), code_of("kit.tuning.activations", encoder.made_by)
+    read = list(items) if is_text else [[path, file_size(path), mtime_ns(path)] for path in items]
+    stamp = digest([encoder.fingerprint, code, libraries(), read])
     if (folder / STAMP).is_file() and read_json(folder / STAMP) == stamp:
         return stamp
     (folder / STAMP).unlink(missing_ok=True)
     item, distinct = pd.factorize(np.array(items, dtype=object))
-    halve = _text_half if isinstance(encoder, TextEncoder) else _image_half
+    halve = _text_half if is_text else _image_half
     lengths, batches = halve(encoder, [str(one) for one in distinct], device)
     starts, ok = np.r_[0, np.cumsum(lengths)], np.ones(len(distinct), dtype=bool)
     with atomic_path(folder / "values.npy") as temporary:
@@ -142,7 +144,7 @@ def _text_half(encoder: TextEncoder, texts: list[str], device: str) -> tuple[np.
     def batches() -> Batches:
         model.encoder.layer = layers[:-LAST]
         model.to(device)
-        for rows in torch.argsort(lengths, stable=True).split(TEXTS_CPU if device == "cpu" else BATCH_GPU):
+        for rows in torch.argsort(lengths, stable=True).split(usual_batch(encoder, device)):
             some = ids[rows, : int(lengths[rows].max())].to(device)
             mask = torch.arange(some.shape[1], device=device) < lengths[rows, None].to(device)
             hidden = model(input_ids=some, attention_mask=mask.long()).last_hidden_state
@@ -162,7 +164,7 @@ def _image_half(encoder: ImageEncoder, paths: list[str], device: str) -> tuple[n
 
     def batches() -> Batches:
         done = 0
-        for pixels, why in images.batches(IMAGES_CPU if device == "cpu" else BATCH_GPU, torch.get_num_threads()):
+        for pixels, why in images.batches(usual_batch(encoder, device), torch.get_num_threads()):
             yield np.arange(done, done + len(why)), hidden_of(pixels), np.array(why) == ""
             done += len(why)
 

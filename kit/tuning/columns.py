@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import pandas as pd
 from kit.base.code import code_of
 from kit.base.errors import InputError
 from kit.base.files import atomic_path, digest, hash_array, write_json
-from kit.base.machine import package_versions
 from kit.base.metrics import mae, src
 from kit.base.tasks import machine_shape, map_tasks
 from kit.encoders.baselines import credit
@@ -75,7 +75,7 @@ def tune_encoders(
         model = chosen_models(name, models)[name]
         source, below = (name, model, find_weights(name, model, weights_dir)), folder / "below" / name
         items = posts["image_path"].tolist() if ENCODERS[name].image else list(texts)
-        inputs = [_keep_below(source, items, below), package_versions()["torch"], seed]
+        inputs = [_keep_below(source, items, below), metadata.version("peft"), seed]
         for fit, rows in fits.items():
             taught_by = [hash_array(values) for values in (rows, label[rows], authors[rows])]
             key = digest([code_of("kit.tuning.columns", "kit.tuning.lora"), *inputs, *taught_by])

@@ -31,10 +31,8 @@ class Regressor(nn.Module):
         super().__init__()
         self.top, self.scale = top, scale
         self.register_buffer("mean", torch.from_numpy(mean))
-        self.weight, self.bias = (
-            nn.Parameter(torch.from_numpy(weight.astype(np.float32))),
-            nn.Parameter(torch.zeros(())),
-        )
+        self.weight = nn.Parameter(torch.from_numpy(weight.astype(np.float32)))
+        self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         return (self.top(hidden, lengths) - self.mean) @ (self.weight * self.scale) + self.bias
