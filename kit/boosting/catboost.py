@@ -72,8 +72,10 @@ class CatBoost:
         }
         return _CatBoostPool(data, params, n_threads)
 
-    def fit(self, rows: np.ndarray, rounds: int, stop_rows: np.ndarray | None = None, patience: int = 0) -> int:
-        """Fits on rows (repeats count); returns the number of trees, the best for stop_rows where given."""
+    def fit(
+        self, rows: np.ndarray, rounds: int, stop_rows: np.ndarray | None = None, patience: int = 0, times: float = 1
+    ) -> int:  # fmt: skip
+        """As for ``LightGBM``, rows in any order."""
         watch = {}
         binned = not self._on_gpu and len(rows) <= len(self._weight)  # no slice is larger than its pool
         rows_of = self._slice if binned else self._unbinned
@@ -83,7 +85,8 @@ class CatBoost:
                 "early_stopping_rounds": patience,
                 "use_best_model": True,
             }
-        self._model = catboost.CatBoostRegressor(**self._params, iterations=rounds)
+        params = self._params | {"learning_rate": times * self._params["learning_rate"]}
+        self._model = catboost.CatBoostRegressor(**params, iterations=rounds)
         self._model.fit(rows_of(rows, self._weight[rows]), **watch)
         return self._model.tree_count_
 

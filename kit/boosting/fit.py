@@ -8,6 +8,7 @@ are made anew for each fold from its training side, and once more without the la
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,7 @@ from kit.run.folds import TEST, fold_rows, inner_holdout
 
 STOP_POSTS = 10_000  # held out at most to decide when to stop: enough to see a difference of trees
 REFIT = 0.1  # share of a training side above which those who decided teach, too, in a fit of their own
+COUNTED = 3  # times the learning rate at which the trees of such a fit are counted: so many times fewer
 
 
 @dataclass(frozen=True)
@@ -193,9 +195,12 @@ class _Fitter:
             return training.rounds, None
         fit_idx, stop_idx = self._stop_parts(side)
         learner, name = self._learner(side, fit_idx)
-        n_trees = learner.fit(side.copied(fit_idx), training.rounds, stop_idx, training.patience)
-        stands = n_trees > 0 and self._stop_share(side) <= REFIT
-        return max(1, n_trees), (learner, name) if stands else None
+        stands = self._stop_share(side) <= REFIT
+        times, more = (1, 1) if stands else (COUNTED, len(side.kept(side.rows)) / len(fit_idx))
+        most, patience = (math.ceil(n / times) for n in (training.rounds, training.patience))
+        n_trees = learner.fit(side.copied(fit_idx), most, stop_idx, patience, times)
+        stopped = (learner, name) if stands and n_trees else None
+        return min(max(1, round(n_trees * times * more)), training.rounds), stopped  # more posts bear more trees
 
     def _stop_share(self, side: TrainingSide) -> float:
         return min(self.training.stop_share, STOP_POSTS / len(side.rows))

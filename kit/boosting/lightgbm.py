@@ -110,8 +110,13 @@ class LightGBM:
                  "device_type": device}  # fmt: skip
         return data, {"bin_construct_sample_cnt": int(n_rows)} | params | fixed
 
-    def fit(self, rows: np.ndarray, rounds: int, stop_rows: np.ndarray | None = None, patience: int = 0) -> int:
-        """Fits on rows (ascending, repeats count); returns the number of trees, the best for stop_rows where given."""
+    def fit(
+        self, rows: np.ndarray, rounds: int, stop_rows: np.ndarray | None = None, patience: int = 0, times: float = 1
+    ) -> int:  # fmt: skip
+        """Fits on rows (ascending, repeats count); returns the number of trees, the best for stop_rows where given.
+
+        Its learning rate counts so many ``times``.
+        """
         lightgbm.register_logger(_Logger())
         watch, taught_by = {}, self._dataset(rows, self._weight[rows])
         if stop_rows is not None:
@@ -119,7 +124,8 @@ class LightGBM:
             watched = self._dataset(stop_rows, None, taught_by).construct()
             watched.set_field("weight", None)  # made after one with weights, it has got weights of zero
             watch = {"valid_sets": [watched], "callbacks": [stop]}
-        self._booster = lightgbm.train(self._params, taught_by, rounds, **watch)
+        params = self._params | {"learning_rate": times * self._params["learning_rate"]}
+        self._booster = lightgbm.train(params, taught_by, rounds, **watch)
         return self._booster.best_iteration if stop_rows is not None else rounds
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
@@ -150,7 +156,10 @@ class LightGBM:
     def _dataset(
         self, rows: np.ndarray, weight: np.ndarray | None, reference: lightgbm.Dataset | None = None
     ) -> lightgbm.Dataset:
+        values = _Rows(self._data, self._taught, rows)
+        if len(rows) <= values.batch_size:  # one piece: read row by row it takes much longer to bin
+            values = values[:]
         return lightgbm.Dataset(
-            _Rows(self._data, self._taught, rows), self._data.target[rows], weight=weight, reference=reference,
+            values, self._data.target[rows], weight=weight, reference=reference,
             params=self._params, categorical_feature=np.flatnonzero(self._data.coded).tolist(),
         )  # fmt: skip

@@ -99,7 +99,7 @@ def _features_s(posts: pd.DataFrame) -> float:
 
 def _fits_s(asked: Mapping[str, Any], n_folds: int, n_train: float, run: Run, lacking: set[str]) -> float:
     """Trees of all fits, by what a tree takes on as many posts and, in proportion, columns."""
-    from kit.boosting.fit import REFIT, STOP_POSTS, Training
+    from kit.boosting.fit import COUNTED, REFIT, STOP_POSTS, Training
     from kit.boosting.learners import LEARNERS
 
     sets, models, times = _asked_fits(asked, run, lacking)
@@ -112,6 +112,7 @@ def _fits_s(asked: Mapping[str, Any], n_folds: int, n_train: float, run: Run, la
         trees = min(asked["rounds"], GROWTH[model] * n_taught * min(1, SLOWER / n_taught) ** (1 - POWER) / rate)
         counted, again = min(asked["rounds"], trees + asked["patience"]), stop > REFIT
         prepared_s, tree_s = _fit_s(model, n_taught)
+        counted /= COUNTED if again else 1
         fit_s = (1 - stop) * (prepared_s + counted * tree_s) + again * (prepared_s + trees * tree_s)
         total += n_folds_fitted * fit_s * n_columns
     return DRAWN_S + WORKER_S + (times * len(sets) * len(models) * TASK_S + total) / usable_cores()

@@ -16,7 +16,7 @@ from kit.base.paths import PROJECT_ROOT
 from kit.boosting import learners
 from kit.boosting import lightgbm as lightgbm_learner
 from kit.boosting.data import Data
-from kit.boosting.fit import Machine, Training, _Fitter, fit_folds, load_fold
+from kit.boosting.fit import COUNTED, Machine, Training, _Fitter, fit_folds, load_fold
 from kit.boosting.learners import LEARNERS
 from kit.boosting.taught import TAUGHT, TaughtColumns
 from kit.run import matrix
@@ -50,9 +50,9 @@ def spied_fits(monkeypatch):
     calls = []
 
     class Spy(LEARNERS["lightgbm"]):
-        def fit(self, rows, rounds, stop_rows=None, patience=0):
+        def fit(self, rows, rounds, stop_rows=None, *more):
             calls.append((rows, stop_rows))
-            return super().fit(rows, rounds, stop_rows, patience)
+            return super().fit(rows, rounds, stop_rows, *more)
 
     monkeypatch.setitem(LEARNERS, "lightgbm", Spy)
     return calls
@@ -155,8 +155,8 @@ def test_of_many_posts_the_model_that_was_stopped_is_the_fold_s(model, tmp_path,
     fits, kind = [], LEARNERS[model]
 
     class Spy(kind):
-        def fit(self, rows, rounds, stop_rows=None, patience=0):
-            fits.append((rows, stop_rows, super().fit(rows, rounds, stop_rows, patience)))
+        def fit(self, rows, rounds, stop_rows=None, *more):
+            fits.append((rows, stop_rows, super().fit(rows, rounds, stop_rows, *more)))
             return fits[-1][2]
 
     monkeypatch.setitem(LEARNERS, model, Spy)
@@ -174,6 +174,38 @@ def test_of_many_posts_the_model_that_was_stopped_is_the_fold_s(model, tmp_path,
             np.isin(np.arange(len(TARGET)), [*valid_idx, *np.flatnonzero(FOLDS == TEST)]), 9 * TARGET, TARGET
         )
         assert np.array_equal(fit(model, shifted, final=False, params=fast).oof[valid_idx], result.oof[valid_idx])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_trees_are_counted_at_a_higher_rate_and_fitted_at_the_own_one(model, monkeypatch):
+    """What counts takes a third of the trees and of the patience; what is fitted has more trees as it has more posts."""
+    calls, kind = [], LEARNERS[model]
+
+    class Spy(kind):
+        def fit(self, rows, rounds, stop_rows=None, patience=0, times=1):
+            calls.append((rows, super().fit(rows, rounds, stop_rows, patience, times), rounds, patience, times))
+            return calls[-1][1]
+
+    monkeypatch.setitem(LEARNERS, model, Spy)
+    scores = fit(model, final=False, rounds=400, patience=10).scores
+    assert [call[2:] for call in calls[::2]] == 3 * [(134, 4, COUNTED)]
+    pairs = zip(calls[::2], calls[1::2], strict=True)
+    expected = [round(COUNTED * one[1] * len(two[0]) / len(one[0])) for one, two in pairs]
+    assert [call[2:] for call in calls[1::2]] == [(n, 0, 1) for n in expected] and max(expected) < 400
+    assert expected == scores["rounds"].tolist() and fit(model, final=False, rounds=9).scores["rounds"].max() == 9
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_so_many_times_the_rate_is_a_rate_of_so_many_times(model):
+    taught, seen = [], fold_rows(FOLDS, 0)[0]
+    for rate, times in ((0.1, 3), (0.3, 1), (0.1, 1)):
+        learner, params = LEARNERS[model], {"learning_rate": rate}
+        data = Data(BLOCK.values, np.isin(BLOCK.columns, BLOCK.categorical), TARGET)
+        prepared = learner.prepare(data, learner.settings(params, len(BLOCK.columns)), 1, 0, "cpu")
+        one = learner(prepared, None, np.ones(len(TARGET)), 1)
+        one.fit(seen, 5, times=times)
+        taught.append(one.predict(seen))
+    assert np.allclose(taught[0], taught[1]) and not np.allclose(taught[0], taught[2])
 
 
 def test_time_folds_leave_the_oldest_posts_unscored():
