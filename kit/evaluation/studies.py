@@ -106,7 +106,7 @@ def selection_study(
         groups: (n_posts,) subcategories.
         ratios: shares to keep; 1 is trained too, as the reference.
         seeds: of selection, held-out authors and boosting; scores are means over them.
-        folder: where fits are kept for a later call.
+        folder: where fits are kept for a later call, as `tail_study` keeps them: its "plain" is the reference here.
 
     Returns:
         ratio, side, scope, n_taught, src, src_sd (folds), src_low, src_high (seeds), mae, mae_sd, mae_low, mae_high,
@@ -120,13 +120,15 @@ def selection_study(
     shares = sorted({float(ratio) for ratio in ratios if ratio < 1}, reverse=True)
     cells += [(ratio, side, scope) for scope in SCOPES for side in sampling.SIDES for ratio in shares]
     cells = [cell for cell in cells if cell[1:] != ("random", SCOPES[1])]  # random is random: one control is enough
-    found = fit({
+    variants = {(*cells[0], seed): {"seed": seed, "out_dir": _place(folder, "tail", PLAIN, seed)} for seed in seeds}
+    variants |= {
         (ratio, side, scope, seed): {
             "copies": selected(loss, folds, ratio, side, groups if scope == SCOPES[1] else None, seed), "seed": seed,
             "out_dir": _place(folder, f"selection/{side}_{scope}".replace(" ", "_"), f"{ratio:g}", seed),
         }
-        for ratio, side, scope in cells for seed in seeds
-    })  # fmt: skip
+        for ratio, side, scope in cells[1:] for seed in seeds
+    }  # fmt: skip
+    found = fit(variants)
     rows = []
     for ratio, side, scope in cells:
         results = [found[ratio, side, scope, seed] for seed in seeds]
@@ -139,10 +141,9 @@ def selected(
     loss: np.ndarray, folds: np.ndarray, ratio: float, side: str, groups: np.ndarray | None = None, seed: int = 0
 ) -> np.ndarray:
     """(n_folds, n_posts) bool: which posts of each fold's training side `sampling.select_by_loss` keeps."""
-    how = "lowest" if side == "all" else side
 
     def kept(rows: np.ndarray) -> np.ndarray:
-        return sampling.select_by_loss(loss[rows], ratio, None if groups is None else groups[rows], how, seed)
+        return sampling.select_by_loss(loss[rows], ratio, None if groups is None else groups[rows], side, seed)
 
     return per_fold(folds, kept)
 

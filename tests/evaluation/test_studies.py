@@ -185,6 +185,14 @@ def test_fits_are_kept_and_read_back(tmp_path, monkeypatch):
     )
 
 
+def test_both_studies_share_training_as_it_is(tmp_path, monkeypatch):
+    tail = studies.tail_study(each(fit), TARGET, FOLDS, AUTHORS, factors=(), seeds=[0, 1], folder=tmp_path)
+    plain = tail.table.iloc[0]
+    monkeypatch.setattr("kit.boosting.fit._Fitter.fit", lambda *_: pytest.fail("fitted again"))
+    table = studies.selection_study(each(fit), LOSS, FOLDS, GROUPS, ratios=[1.0], seeds=[0, 1], folder=tmp_path)
+    assert table.loc[0, ["src", "mae", "seconds"]].tolist() == plain[["src", "mae", "seconds"]].tolist()
+
+
 @pytest.mark.parametrize("ratios", [[], [0.0], [0.5, 1.5]])
 def test_bad_ratios(ratios):
     with pytest.raises(InputError, match="shares above 0"):
