@@ -1,6 +1,6 @@
 """A synthetic SMPD release in the official layout, to try and test the kit without the real, gated data.
 
-    python -m kit.demo --posts 5500 --out inputs/demo
+    python -m kit.demo --posts 4000 --out inputs/demo
 
 writes, with the file and field names of the releases since 2022 and with their missing values and broken pictures,
 
@@ -33,6 +33,7 @@ from kit.release.marker import MARKER, is_demo
 from kit.release.taxonomy import TAXONOMY_PATH, read_taxonomy
 
 FORMAT_VERSION = 1
+DEMO_POSTS = 4000  # a run of every notebook takes some minutes on two cores
 MIN_POSTS = 50
 TEST_SHARE = 0.37  # SMPD: 180,581 of 486,194
 CHUNK_ROWS = 20_000
@@ -65,7 +66,7 @@ ALIAS_WORDS = ("light", "lena", "pixel", "north", "marco", "foto", "river", "sam
 
 
 def make_release(
-    out: Path | str, n_posts: int = 5500, seed: int = 0, images: bool = True, test_share: float = TEST_SHARE
+    out: Path | str, n_posts: int = DEMO_POSTS, seed: int = 0, images: bool = True, test_share: float = TEST_SHARE
 ) -> Path:
     """Path of a synthetic release, written whole or not at all; an older demo at the same place is replaced.
 

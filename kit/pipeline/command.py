@@ -23,13 +23,12 @@ from kit.base.locks import exclusive, lock
 from kit.base.paths import PROJECT_ROOT, resolve, shown
 from kit.base.process import ENGINE
 from kit.base.tasks import ENGINES, on_cluster
-from kit.demo.make import make_release
+from kit.demo.make import DEMO_POSTS, make_release
 from kit.pipeline import check, track
 from kit.pipeline.machines import cluster
 from kit.pipeline.steps import (
     CALLED_FROM,
     DEMO,
-    DEMO_POSTS,
     NOTEBOOKS,
     PROFILES,
     choose,
@@ -99,7 +98,7 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
     if options.list:
         return list_steps(steps, run_dir)
     if data_dir == DEMO:
-        ensure_demo(DEMO, DEMO_POSTS)
+        ensure_demo(DEMO)
     if options.check:
         return check.check(steps, data_dir, run_dir, cluster(run_dir, data_dir) if on_cluster() else ())
     check_writable(run_dir)
@@ -116,7 +115,7 @@ def _compare_machines(run_dir: Path, data_dir: Path) -> None:
         raise InputError("--engine ray: not all machines can take part: see above. Nothing has been run")
 
 
-def ensure_demo(folder: Path, n_posts: int) -> None:
+def ensure_demo(folder: Path, n_posts: int = DEMO_POSTS) -> None:
     """Make the synthetic release where there is none; of two calls at once one makes it and the other waits."""
     if is_demo(folder):
         return
@@ -146,7 +145,7 @@ def _lab(options: argparse.Namespace) -> int:
     if not options.data:
         data_dir = data_of(run_dir) or data_dir
     if data_dir == DEMO:
-        ensure_demo(DEMO, DEMO_POSTS)
+        ensure_demo(DEMO)
     profile = options.profile or ("demo" if is_demo(data_dir) else "full")
     lab.open_lab(run_dir, plan(data_dir, run_dir, profile, options.set), options.jupyter)
     return 0
