@@ -15,7 +15,9 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code of the command line: 0, or 2 after one line that says what is wrong with the arguments."""
     parser = _Parser(prog="python -m kit.demo", description="Make a synthetic SMPD release.")
     parser.add_argument("--out", type=Path, default=Path("inputs/demo"), help="folder to make (default: inputs/demo)")
-    parser.add_argument("--posts", type=int, default=DEMO_POSTS, help=f"train and test posts together (default: {DEMO_POSTS})")
+    parser.add_argument(
+        "--posts", type=int, default=DEMO_POSTS, help=f"train and test posts together (default: {DEMO_POSTS})"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--test-share", type=float, default=TEST_SHARE, help=f"part of the posts in test (default: {TEST_SHARE})"

@@ -30,12 +30,13 @@ from kit.encoders.text_tower import TextTower, make_text_tower
 from kit.release.images import ImageDataset
 
 CONFIG_PATH = Path(__file__).with_name("tiny_clip.json")
-TEXT_STEPS, IMAGE_STEPS, BATCH = 300, 1100, 64
+TEXT_STEPS, IMAGE_STEPS, BATCH = 500, 1000, 64
 MAX_POSTS = 20_000  # more are not seen in that many steps
 SHIFT_PX = 3  # images are moved by up to this much in training
 MAX_WORDS = 16  # of a text in one step
 TEMPLATE, TEMPLATE_SHARE = "a photo of a {}.", 0.25  # so that the usual frame of a class name says nothing
 LEARNING_RATE, WEIGHT_DECAY, WARMUP_STEPS = 1e-3, 0.05, 20
+TOKEN_RATE = 2e-2  # of token embeddings: each step sees few of them; at the rate of the rest texts learn half as much
 TARGET_SCALE = 20.0  # sharpness of the soft targets, factor on the cosines between texts
 
 
@@ -99,7 +100,10 @@ def _train_texts(
     embedding = model.token_embedding
     embedding.sparse = True  # most of the 49,408 tokens never occur: update only those of the batch
     others = [parameter for parameter in tower.parameters() if parameter is not embedding.weight]
-    optimizers = [torch.optim.AdamW(others, weight_decay=WEIGHT_DECAY), torch.optim.SparseAdam([embedding.weight])]
+    optimizers = [
+        torch.optim.AdamW(others, LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+        torch.optim.SparseAdam([embedding.weight], TOKEN_RATE),
+    ]
     losses = []
     for batch in progress(_batches(len(words), BATCH, steps, rng), steps, "tiny CLIP, texts", "steps"):
         parts = zip(*(_parts(words[row], rng) for row in batch), strict=True)
@@ -117,7 +121,7 @@ def _train_images(
     """Losses per step of the image tower, against the fixed text features of the same posts."""
     visual = model.visual.train().to(memory_format=torch.channels_last)
     groups = [{"params": visual.parameters()}, {"params": [model.logit_scale], "weight_decay": 0.0}]
-    optimizers = [torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)]
+    optimizers = [torch.optim.AdamW(groups, LEARNING_RATE, weight_decay=WEIGHT_DECAY)]
     mean, std = (torch.tensor(visual.preprocess_cfg[key]) for key in ("mean", "std"))
     losses = []
     for batch in progress(_batches(len(pixels), BATCH, steps, rng), steps, "tiny CLIP, images", "steps"):
@@ -142,7 +146,7 @@ def _step(loss: Tensor, optimizers: list[torch.optim.Optimizer], rate: float) ->
     for optimizer in optimizers:
         optimizer.zero_grad()
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * rate
+            group["lr"] = optimizer.defaults["lr"] * rate
     loss.backward()
     for optimizer in optimizers:
         optimizer.step()

@@ -94,7 +94,8 @@ def _features_s(posts: pd.DataFrame) -> float:
     some = posts.iloc[: SAMPLE["posts"]].reset_index(drop=True)
     started = time.perf_counter()
     statistic_block(some), behaviour_block(some)
-    return (time.perf_counter() - started) * len(posts) / len(some)
+    seconds, n, n_some = time.perf_counter() - started, max(2, len(posts)), max(2, len(some))
+    return seconds * n * np.log(n) / (n_some * np.log(n_some))  # tests/recorded/speed.md: how time grows
 
 
 def _fits_s(asked: Mapping[str, Any], n_folds: int, n_train: float, run: Run, lacking: set[str]) -> float:

@@ -23,7 +23,7 @@ from kit.release.taxonomy import prompt_names
 from kit.release.texts import other_letters, post_texts
 
 IMAGES, TEXTS = 32, 128  # that are encoded
-TINY_STEPS = 3, 11  # of texts and of images: in proportion as the training has them
+TINY_STEPS = 5, 10  # of texts and of images: in proportion as the training has them
 STEPS = 2  # of CLIP_FT
 WIDTHS = 256, 128  # of the heads of smp-dual
 ALIGN_S = 40.0  # of one core: both alignments of smp-dual, which hardly grow with the posts
