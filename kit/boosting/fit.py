@@ -33,7 +33,7 @@ from kit.run.folds import TEST, fold_rows, inner_holdout
 
 STOP_POSTS = 10_000  # held out at most to decide when to stop: enough to see a difference of trees
 REFIT = 0.1  # share of a training side above which those who decided teach, too, in a fit of their own
-COUNTED = 3  # times the learning rate at which the trees of such a fit are counted: so many times fewer
+COUNTED = 2  # times the learning rate at which the trees of such a fit are counted: so many times fewer
 
 
 @dataclass(frozen=True)

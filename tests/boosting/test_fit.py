@@ -178,7 +178,7 @@ def test_of_many_posts_the_model_that_was_stopped_is_the_fold_s(model, tmp_path,
 
 @pytest.mark.parametrize("model", MODELS)
 def test_trees_are_counted_at_a_higher_rate_and_fitted_at_the_own_one(model, monkeypatch):
-    """What counts takes a third of the trees and of the patience; what is fitted has more trees as it has more posts."""
+    """What counts takes half of the trees and of the patience; what is fitted has more trees as it has more posts."""
     calls, kind = [], LEARNERS[model]
 
     class Spy(kind):
@@ -188,7 +188,7 @@ def test_trees_are_counted_at_a_higher_rate_and_fitted_at_the_own_one(model, mon
 
     monkeypatch.setitem(LEARNERS, model, Spy)
     scores = fit(model, final=False, rounds=400, patience=10).scores
-    assert [call[2:] for call in calls[::2]] == 3 * [(134, 4, COUNTED)]
+    assert [call[2:] for call in calls[::2]] == 3 * [(200, 5, COUNTED)]
     pairs = zip(calls[::2], calls[1::2], strict=True)
     expected = [round(COUNTED * one[1] * len(two[0]) / len(one[0])) for one, two in pairs]
     assert [call[2:] for call in calls[1::2]] == [(n, 0, 1) for n in expected] and max(expected) < 400
