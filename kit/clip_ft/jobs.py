@@ -93,7 +93,7 @@ def as_files(job: Job, folder: Path, clip_dir: Path) -> Iterator[Path]:
         pd.DataFrame({"text": job.bank.texts}).to_parquet(temporary, index=False)
     if job.bank.place == job.bank.device == torch.device("cpu") and not on_cluster():
         job.bank.save(folder)
-    content = {"clip": clip_dir, "settings": asdict(job.settings), "bank": job.bank.options}
+    content = {"clip": clip_dir, "settings": asdict(job.settings), "bank": job.bank.options, "text": job.bank.precision}
     write_json(folder / "job.json", content | {"data": list(data), "more": list(more)})
     yield folder
     shutil.rmtree(folder)
@@ -105,7 +105,7 @@ def open_job(folder: Path, device: torch.device, world: int) -> Job:
     settings, options = Settings(**content["settings"]), content["bank"]
     data, more = ({n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in content[kind]} for kind in ("data", "more"))
     clip = load_clip(f"local-dir:{content['clip']}")
-    clip.text.to(device)
+    clip.text.place(device, content["text"])
     options["cache_share"] /= world  # a process holds its own copy unless one is kept for all
     texts = pd.read_parquet(folder / "texts.parquet")["text"].to_numpy()
     options["kept"] = folder if device.type == "cpu" and (folder / KEPT[-1]).is_file() else None

@@ -89,9 +89,15 @@ class TextBank:
                 np.save(temporary, values.numpy())
 
     @property
+    def precision(self) -> str:
+        """Of the tower's weights, as "float32"."""
+        return str(self.tower.token_embedding.weight.dtype).removeprefix("torch.")
+
+    @property
     def fingerprint(self) -> str:
-        """Hash of the token ids, of which post has which text, and of the mask."""
+        """Hash of the token ids, of which post has which text, of the mask and of a lower precision."""
         content = [self.ids.numpy().tobytes(), self.text_idx.tobytes(), bytes([self._n_skipped])]
+        content += [] if self.precision == "float32" else [self.precision.encode()]
         return hashlib.sha256(b"".join(content)).hexdigest()[:16]
 
     def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from kit.encoders.bulk import encode_images, encode_texts
 from kit.encoders.clip import Clip, load_clip, save_clip, wrap_model
 from kit.encoders.job import EncodedImages
 from kit.encoders.pairs import make_pairs
+from kit.encoders.precision import found_precision
 from kit.encoders.registry import DUAL, DUAL_NETWORKS, NETWORKS, OTHER_READER, TINY
 from kit.encoders.tiny import IMAGE_STEPS, TEXT_STEPS, train_tiny
 from kit.encoders.weights import (
@@ -38,6 +39,7 @@ class Opened:
         texts: (n_posts, d) float16 features of norm 1.
         external: in words what of it comes from outside the release.
         trained_here: whether it learnt from train posts of this run, whose features then flatter it.
+        text_precision: in which its texts were read.
         shuffled: of smp-dual, the recall on the posts asked for (see ``pairs.recall``) of heads found from shuffled pairs.
     """
 
@@ -46,6 +48,7 @@ class Opened:
     texts: np.ndarray
     external: str = ""
     trained_here: bool = False
+    text_precision: str = "float32"
     shuffled: dict[str, float] = field(default_factory=dict)
 
 
@@ -93,11 +96,13 @@ def open_model(
         images = encode_images(
             posts["image_path"].tolist(), clip.image_encoder(), run.folder("shards/images"), max_bad_images
         )
-        text_emb = encode_texts(texts.tolist(), clip.text_encoder(), run.folder("shards/texts"))
+        shards = run.folder("shards/texts")
+        text_emb = encode_texts(texts.tolist(), clip.text_encoder(), shards)
         external = "" if model == TINY else f"pre-trained CLIP {clip.name}"
-        opened = Opened(clip, images, text_emb, external, trained_here=model == TINY)
+        opened = Opened(clip, images, text_emb, external, model == TINY, found_precision(shards))
     save_clip(opened.clip, run.output("clip/open_clip_model.safetensors").parent)
-    write_json(run.output("clip/source.json"), {"name": opened.clip.name, "trained_here": opened.trained_here})
+    told = {name: getattr(opened, name) for name in ("trained_here", "text_precision")}
+    write_json(run.output("clip/source.json"), {"name": opened.clip.name, **told})
     return opened
 
 
@@ -121,6 +126,7 @@ def _open_dual(
     shards = run.folder("shards/encoders")  # where blocks `efficientnet`, `minilm`, `e5` find their vectors, too
     images = encode_images(posts["image_path"].tolist(), image_encoder, shards / f"{eye}_images", max_bad_images)
     text_vectors = encode_texts(texts.tolist(), text_encoder, shards / f"{reader}_texts")
+    precision = found_precision(shards / f"{reader}_texts")
     fit, valid = (
         make_pairs(images.values, text_vectors, images.ok, texts, posts["Uid"], rows) for rows in (fit_idx, valid_idx)
     )
@@ -131,4 +137,5 @@ def _open_dual(
     )
     image_emb = EncodedImages(aligned.image.encode(images.values), images.ok, images.reasons)
     external = " and ".join(f"{models[network]} ({NETWORKS[network].credit})" for network in models)
-    return Opened(clip, image_emb, aligned.text.encode(text_vectors), f"pre-trained {external}", True, shuffled)
+    text_emb = aligned.text.encode(text_vectors)
+    return Opened(clip, image_emb, text_emb, f"pre-trained {external}", True, precision, shuffled)

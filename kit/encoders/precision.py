@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,12 @@ def settle_precision(job: Job) -> str:
             print(f"{job.encoder.name}: {job.n_items:,} distinct items, {found} on {job.device} ({words})", flush=True)
         write_first(path, {"precision": found, "device": job.device.split(":")[0], "probe": words})
     return read_json(path)["precision"]
+
+
+def found_precision(folder: Path) -> str:
+    """The precision of the shards in a folder; "float32" where none was looked for."""
+    path = folder / PRECISION_FILE
+    return read_json(path)["precision"] if path.is_file() else "float32"
 
 
 def forward(encoder: ImageEncoder | TextEncoder, module: nn.Module, batch: Tensor, device: str) -> Tensor:

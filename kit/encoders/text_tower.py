@@ -74,6 +74,10 @@ class TextTower(nn.Module):
         projection = text.text_projection
         self.dim = self.width if projection is None else project(torch.zeros(1, self.width), projection).shape[-1]
 
+    def place(self, device: torch.device | str, precision: str = "float32") -> None:
+        """Bring the tower to a device; on a CPU one that can do with less may go into a lower precision, as "bfloat16"."""
+        self.to(device)
+
     def tokenize(self, texts: list[str]) -> Tensor:
         """(N, context_length) int64 token ids, padded."""
         return self.tokenizer(list(texts), context_length=self.context_length)
@@ -175,9 +179,19 @@ class HFTextTower(TextTower):
         self.is_causal, self.can_truncate = False, getattr(text, "can_truncate", False)
         self.width, self.dim = self.token_embedding.embedding_dim, text.output_dim
 
+    def place(self, device: torch.device | str, precision: str = "float32") -> None:
+        """Bring the tower to a device, on a CPU its network in a precision, too: autocast would cast all weights each time.
+
+        In bfloat16 the fused attention takes several times as long backwards as the plain one.
+        """
+        self.to(device)
+        if torch.device(device).type == "cpu" and precision == "bfloat16":
+            self.transformer.to(torch.bfloat16).set_attn_implementation("eager")
+
     def encode_embeds(self, embeds: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """As in ``TextTower``; token features are the projected last hidden states."""
         mask = (ids != self.pad_id).long()
+        embeds = embeds.to(self.token_embedding.weight.dtype)
         hook = self.token_embedding.register_forward_hook(lambda *_: embeds)
         try:
             output = self.transformer(input_ids=ids, attention_mask=mask)

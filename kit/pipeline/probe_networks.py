@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class Networks:
         self.posts = posts
         self.cores, self.has_gpu = usable_cores(), machine_shape()[1] > 0
         self._clip: Any = None
+        self._precision = "float32"  # of its texts
         self._knows = not self.has_gpu  # what 03 will have
         self._encoded: set[str] = set()
 
@@ -69,6 +71,7 @@ class Networks:
             networks = DUAL_NETWORKS[0], reader
             found = [self._network_s(name, NETWORKS[name].model, asked["weights_dir"]) for name in networks]
             self._clip = _untrained_dual(*(encoder for encoder, _ in found))
+            self._precision = self._precision_of(found[1][0])
             return STARTS_S + sum(seconds for _, seconds in found) / self.cores + ALIGN_S / self.cores**0.5
         trained_s = 0.0
         if model == TINY:
@@ -165,12 +168,24 @@ class Networks:
             times.append(time.perf_counter() - started)
         return clip, max(0.0, times[2] - times[1]) * effort * tiny.IMAGE_STEPS / TINY_STEPS[1]
 
+    def _precision_of(self, encoder: Any) -> str:
+        """What 02 will find for a text network."""
+        from kit.encoders.bulk import TEXTS_CPU, encode_strings
+        from kit.encoders.job import Job
+        from kit.encoders.precision import MIN_PROBE_ITEMS, probe_precision
+
+        if len(self.posts) < MIN_PROBE_ITEMS:
+            return "float32"
+        some = self.texts[:TEXTS_CPU].tolist()
+        return probe_precision(Job(encoder, encode_strings, len(self.posts), some, Path(), TEXTS_CPU, "cpu"))[0]
+
     def _step_s(self, batch_size: int) -> tuple[float, float]:
         """Seconds for the word features of all texts, and for a post in a step of CLIP_FT."""
         from kit.clip_ft.texts import TextBank
         from kit.clip_ft.train import Settings, batch_and_rate, step_seconds
 
         batch_size, _ = batch_and_rate(self._clip.text, batch_size, 0.0)
+        self._clip.text.place("cpu", self._precision)
         started, n = time.perf_counter(), min(TEXTS, len(self.texts))
         bank = TextBank(self._clip.text, self.texts[:n])
         fill_s = (time.perf_counter() - started) / n * len(set(self.texts))

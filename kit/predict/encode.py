@@ -55,7 +55,8 @@ def _clip_blocks(
 ) -> tuple[dict[str, Block], np.ndarray]:
     from kit.encoders import bulk, clip, frozen
 
-    own = read_json(run.dir / "clip" / "source.json")["trained_here"]
+    source = read_json(run.dir / "clip" / "source.json")
+    own = source["trained_here"]
     model = clip.load_clip(f"local-dir:{run.dir / 'clip'}")
     images = bulk.encode_images(posts["image_path"].tolist(), model.image_encoder(), folder / "images", ANY_SHARE)
     text_emb = bulk.encode_texts(texts.tolist(), model.text_encoder(), folder / "texts")
@@ -70,13 +71,15 @@ def _clip_blocks(
     found = {"clip_image": Block("clip_image", images.values, names), "clip_text": Block("clip_text", text_emb, names),
              "clip_cosine": Block("clip_cosine", cosine[:, None], ["cosine"]), "clip": block}  # fmt: skip
     if set(wanted) & set(CLIP_FT):
-        found |= _clip_ft_blocks(
-            run, posts, texts, model, images, "clip_ft_full" in wanted, parameters["03_clip_ft"], own
-        )
+        precision = source.get("text_precision", "float32")  # of runs that were made before it was told
+        full, asked = "clip_ft_full" in wanted, parameters["03_clip_ft"]
+        found |= _clip_ft_blocks(run, posts, texts, model, images, full, asked, own, precision)
     return found, images.ok
 
 
-def _clip_ft_blocks(run: Run, posts: pd.DataFrame, texts: np.ndarray, model, images, full: bool, own: dict, tiny: bool):
+def _clip_ft_blocks(
+    run: Run, posts: pd.DataFrame, texts: np.ndarray, model, images, full: bool, own: dict, tiny: bool, precision: str
+):
     """Blocks of CLIP_FT by the model trained on all posts to learn from, as test posts have them."""
     import torch
     from safetensors.torch import load_file
@@ -86,7 +89,7 @@ def _clip_ft_blocks(run: Run, posts: pd.DataFrame, texts: np.ndarray, model, ima
     from kit.clip_ft.train import Settings, TrainingData, build_model, tower_dtype
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.text.to(device)
+    model.text.place(device, precision)
     made = prototypes.load_prototypes(run.dir / "prototypes")
     kept = {name: own[name] for name in ("n_ctx", "tau_s", "tau_prototype", "heads", "share_projection", "seed")}
     trained = build_model(model, made, Settings(**kept), device)

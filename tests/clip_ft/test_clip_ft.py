@@ -20,7 +20,7 @@ from kit.clip_ft import train as train_module
 from kit.clip_ft.alignment import global_similarity, pool_local
 from kit.clip_ft.cross_fit import cross_fit, score_shift, without_posts
 from kit.clip_ft.export import PARTS, SCORES, compact_block, export_posts, full_columns, losses_table
-from kit.clip_ft.jobs import Job, fit
+from kit.clip_ft.jobs import Job, as_files, fit, open_job
 from kit.clip_ft.model import ClipFT, class_losses
 from kit.clip_ft.projection import CrossModalProjection, prototype_cosine
 from kit.clip_ft.prompts import PromptLearner, encode_prompts
@@ -760,6 +760,29 @@ def test_workers_share_the_word_features_of_this_process(clip, posts, tmp_path):
     assert kept.place == torch.device("cpu") and not kept._tokens.equal(torch.zeros_like(kept._tokens))
     for mine, theirs in zip(bank.batch(np.arange(9)), kept.batch(np.arange(9)), strict=True):
         assert mine.equal(theirs)
+
+
+def test_a_transformer_on_a_cpu_may_read_and_learn_in_bfloat16(tmp_path):
+    """Word features and gradients of the prompts stay nearly what they were; other processes read as this one does."""
+    found, posts = {}, ["a red cat", "blue sky over the sea", "red"]
+    for precision in ("float32", "bfloat16"):
+        one = small_dual(tmp_path / "networks", DIM)
+        folder = save_clip(one, tmp_path / "clip")
+        one.text.place("cpu", precision)
+        bank = TextBank(one.text, posts)
+        assert bank.precision == precision
+        model = ClipFT(one.text, ["red", "blue"], *2 * [np.eye(2, DIM, dtype=np.float32)], n_ctx=4, heads=4)
+        model(torch.eye(3, DIM), *bank.batch(np.arange(3))).global_cosine[:, 0].sum().backward()
+        found[precision] = bank._tokens.float(), model.global_prompt.ctx.grad.flatten(), bank.fingerprint
+        data = TrainingData(np.eye(3, DIM, dtype=np.float32), np.zeros(3, int), np.arange(3))
+        shots, unit = pd.DataFrame({"row": [0], "Subcategory": ["red"]}), np.eye(1, DIM, dtype=np.float32)
+        made = Prototypes(["red"], ["red"], unit, unit, shots)
+        with as_files(Job(one, bank, made, data, SMALL), tmp_path / "job", folder) as written:
+            there = open_job(written, torch.device("cpu"), 1)
+        assert there.bank.fingerprint == bank.fingerprint and there.bank._tokens.equal(bank._tokens)
+    (tokens, grad, key), (low_tokens, low_grad, low_key) = found.values()
+    assert torch.cosine_similarity(tokens, low_tokens).min() > 0.999 and not tokens.equal(low_tokens)
+    assert torch.cosine_similarity(grad, low_grad, dim=0) > 0.98 and key != low_key
 
 
 def test_folds_are_trained_side_by_side_as_far_as_cores_and_memory_go(clip, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from kit.base.files import write_json
 from kit.base.paths import PROJECT_ROOT
@@ -142,6 +143,17 @@ def test_what_02_has_encoded_costs_04_nothing(tmp_path):
     assert networks.clip_s(CLIP | asked | {"clip_model": "auto"}) > 0
     assert networks.encoders_s(asked) == 0.0 < alone.encoders_s(asked)
     assert networks.clip_ft_s({"epochs": 1, "cross_folds": 0, "batch_size": 16}) > LEARNT_S
+
+
+def test_steps_of_clip_ft_are_timed_in_the_precision_that_02_will_find(tmp_path, monkeypatch):
+    save_dual(tmp_path / "weights")
+    networks = Networks(read_release(Release(tmp_path / "data", images=True).write()))
+    asked = []
+    monkeypatch.setattr("kit.encoders.precision.MIN_PROBE_ITEMS", len(networks.posts))
+    monkeypatch.setattr("kit.encoders.precision.probe_precision", lambda job: asked.append(job) or ("bfloat16", ""))
+    networks.clip_s(CLIP | {"clip_model": "auto", "weights_dir": str(tmp_path / "weights")})
+    networks.clip_ft_s({"epochs": 1, "cross_folds": 0, "batch_size": 16})
+    assert networks._clip.text.token_embedding.weight.dtype == torch.bfloat16 and len(asked) == 1
 
 
 def test_a_machine_with_a_gpu_is_not_judged_by_its_processor(tmp_path, monkeypatch):
