@@ -9,7 +9,7 @@ from PIL import Image
 
 from kit.base.errors import InputError
 from kit.base.metrics import src
-from kit.boosting.fit import Machine, Training, fit_folds, load_fold
+from kit.boosting.fit import Machine, Training, fit_folds, kept_teaching, load_fold
 from kit.boosting.learners import LEARNERS, learner_of, parse_params
 from kit.boosting.taught import TAUGHT
 from kit.encoders.baselines import baseline_block, why_not
@@ -164,10 +164,12 @@ def test_a_learner_learns_and_is_kept(model, tmp_path):
     assert result.importance["gain"].sum() == pytest.approx(0 if "Neighbors" in model else 1)
     saved = {path.stem for path in tmp_path.iterdir() if path.suffix == learner.suffix and path.stat().st_size}
     assert saved >= {"fold_0", "fold_1", "fold_2", "final"}
-    np.testing.assert_array_equal(load_fold(BLOCK, tmp_path).predict(np.flatnonzero(FOLDS == TEST)), result.test)
+    teaching = kept_teaching(tmp_path)
+    again = load_fold(BLOCK, tmp_path, taught=teaching and teaching["columns"])
+    np.testing.assert_array_equal(again.predict(np.flatnonzero(FOLDS == TEST)), result.test)
     assert model in MODEL_MARKS or model not in LEARNERS, "Table 1's figure needs a mark for it"
     rows = np.flatnonzero(FOLDS == TEST)[:7]
-    parts = load_fold(BLOCK, tmp_path).contributions(rows)
+    parts = again.contributions(rows)
     assert parts.shape == (7, len(result.importance) + 1)
     np.testing.assert_allclose(parts.sum(axis=1), result.test[:7], rtol=1e-6)
     assert np.ptp(parts[:, -1]) < 1e-9 or model not in LEARNERS, "what is there without any column is the same for all"

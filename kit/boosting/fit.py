@@ -215,50 +215,50 @@ class _Fitter:
         prepared, weight, (name, taught) = self._prepared, side.weight * side.copies, ("", None)
         if self.training.taught:
             judges = self._stop_parts(side)[0] if self.training.stop_share else rows  # they choose once for both fits
-            name, taught = self.teachers.columns(rows, weight, self.n_threads, judges, side.tuned)
+            name, taught = self.teachers.columns(rows, weight, self.n_threads, judges)
+            taught = taught if side.tuned is None else np.hstack([taught, side.tuned])
         return learner_of(self.training.model)(prepared, taught, side.weight, self.n_threads), name
 
 
-def load_fold(
-    block: Block, out_dir: Path, name: str = "final", taught_dir: Path | None = None, taught: np.ndarray | None = None
-) -> Any:  # fmt: skip
+def load_fold(block: Block, out_dir: Path, name: str = "final", taught: np.ndarray | None = None) -> Any:
     """A kept model; its ``predict(rows)`` says of any posts what the model says, (len(rows),) float64.
 
     Args:
         block: as it was fitted on, or the same columns of other posts.
-        out_dir, taught_dir: as given to `fit_folds`.
+        out_dir: as given to `fit_folds`.
         name: "fold_<k>" or "final".
-        taught: (n, len(TAUGHT)) of the posts of `block`, in place of the kept ones, where those are other posts.
+        taught: (n_posts, t) the columns behind the block's, where the model has learnt from such; see `kept_teaching`.
 
     Raises:
         InputError: the model is not there.
     """
     path, learner = _kept_model(out_dir, name)
-    if taught is None:
-        taught = kept_taught(out_dir, name, taught_dir)
     n_posts = len(block.values)
     prepared = learner.prepare(_data(block, np.full(n_posts, np.nan)), {}, 1, 0, "cpu")
     return learner(prepared, taught, np.ones(n_posts), 1).load(path)
 
 
-def kept_taught(out_dir: Path, name: str = "final", taught_dir: Path | None = None) -> np.ndarray | None:
-    """(n_posts, len(TAUGHT)) float32, the label-taught columns of a kept model; None without. Arguments as for `load_fold`."""
-    kept = _kept_teaching(out_dir, name, taught_dir)
-    return kept and kept["columns"]
+def kept_teaching(out_dir: Path, name: str = "final", taught_dir: Path | None = None) -> dict[str, np.ndarray] | None:
+    """What labels have taught for a kept model; None where it has learnt from no such columns.
 
+    Args:
+        out_dir, taught_dir: as given to `fit_folds`.
+        name: "fold_<k>" or "final".
 
-def kept_ridge(out_dir: Path, name: str = "final", taught_dir: Path | None = None) -> tuple[float, str]:
-    """Penalty and view of the ridge behind the label-taught columns of a kept model. Arguments as for `load_fold`."""
-    kept = _kept_teaching(out_dir, name, taught_dir)
-    return float(kept["alpha"]), str(kept["view"])
+    Returns:
+        "columns", (n_posts, len(TAUGHT)) float32; "alpha" and "view" of the ridge, with which it can be fitted again.
 
-
-def _kept_teaching(out_dir: Path, name: str, taught_dir: Path | None) -> dict[str, np.ndarray] | None:
+    Raises:
+        InputError: the columns are not there.
+    """
     with np.load(out_dir / f"{name}.npz") as stored:
         kept = str(stored["taught"])
+    path = (taught_dir or out_dir / "taught") / kept
     if not kept:
         return None
-    with np.load((taught_dir or out_dir / "taught") / kept) as teaching:
+    if not path.is_file():
+        raise InputError(f"no {path}, the label-taught columns of {out_dir}: ./run_all.sh --force 06 makes them again")
+    with np.load(path) as teaching:
         return dict(teaching)
 
 

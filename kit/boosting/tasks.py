@@ -64,8 +64,11 @@ def fit_all(tasks: Mapping[Hashable, FitTask]) -> dict[Hashable, FoldResult]:
     """The results by name, in the order of the tasks, which share the threads of the machine; fits on a GPU come last."""
     found = {}
     for device in ("cpu", "gpu"):
-        # the slowest first, and one model after the other: the second finds the label-taught columns of the first
-        order = sorted(tasks, key=lambda name: (tasks[name].training.model, -len(tasks[name].blocks)))
+        # the slowest first, but one model after the other, and sets with tuned columns behind those without: the second
+        # finds the label-taught columns of the first
+        order = sorted(
+            tasks, key=lambda name: (tasks[name].training.model, bool(tasks[name].tuned), -len(tasks[name].blocks))
+        )
         names = [name for name in order if tasks[name].device == device]
         chosen = [tasks[name] for name in names]
         cpus = max((task.machine.threads_of_fit(len(task.folds)) for task in chosen), default=1)

@@ -40,42 +40,37 @@ class TaughtColumns:
         self._seed, self._folder = seed, folder
 
     def columns(
-        self, rows: np.ndarray, weight: np.ndarray, n_threads: int, judges: np.ndarray | None = None,
-        tuned: np.ndarray | None = None,
-    ) -> tuple[str, np.ndarray]:  # fmt: skip
-        """Name of the file in the folder ("" without), and (n_posts, len(TAUGHT) + m) float32, taught by the labels of rows.
+        self, rows: np.ndarray, weight: np.ndarray, n_threads: int, judges: np.ndarray | None = None
+    ) -> tuple[str, np.ndarray]:
+        """Name of the file in the folder ("" without), and (n_posts, len(TAUGHT)) float32, taught by the labels of rows.
 
         Args:
             rows: row positions of the training side.
             weight: (n_posts,) > 0 on rows.
             n_threads: of linear algebra, whose rounding depends on it.
             judges: those of rows that choose how the ridge learns; by default all.
-            tuned: (n_posts, m) columns that rows have taught elsewhere, to stand behind the others.
         """
         judges = rows if judges is None else judges
-        tuned = np.empty((len(weight), 0), np.float32) if tuned is None else tuned
         if not self._folder:
-            return "", self._made(rows, weight, n_threads, judges, tuned)["columns"]
+            return "", self._made(rows, weight, n_threads, judges)["columns"]
         described = {"code": code_of("kit.boosting.taught"), "threads": n_threads, "seed": self._seed,
                      "columns": self._block.columns, "categorical": self._block.categorical,
                      "values": self._block.digest}  # fmt: skip
-        taught_by = rows, weight[rows], self._target[rows], judges, tuned
+        taught_by = rows, weight[rows], self._target[rows], judges
         path = self._folder / f"{hash_inputs(described, self._hashes, *taught_by)}.npz"
         if not path.is_file():
             with atomic_path(path) as temporary:
-                np.savez(temporary, **self._made(rows, weight, n_threads, judges, tuned))
+                np.savez(temporary, **self._made(rows, weight, n_threads, judges))
         with np.load(path) as kept:
             return path.name, kept["columns"]
 
-    def _made(
-        self, rows: np.ndarray, weight: np.ndarray, n_threads: int, judges: np.ndarray, tuned: np.ndarray
-    ) -> dict[str, Any]:
+    def _made(self, rows: np.ndarray, weight: np.ndarray, n_threads: int, judges: np.ndarray) -> dict[str, Any]:
         """The columns, and the ridge's penalty and view, with which it can be fitted again."""
         ridge, history = self._teachers
         with threadpool_limits(n_threads, "blas"):
             column = ridge.column(self._target, rows, weight, judges)
             alpha, view = ridge.chosen
-            columns = np.column_stack([column, history.columns(self._target, rows), tuned])
+            columns = np.column_stack([column, history.columns(self._target, rows)])
         return {"columns": columns, "alpha": alpha, "view": view}
 
     @cached_property

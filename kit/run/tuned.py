@@ -48,6 +48,13 @@ def read_columns(files: Mapping[str, Sequence[Path]]) -> dict[str, np.ndarray]:
     return {name: np.stack([np.load(path)["column"] for path in paths]) for name, paths in files.items()}
 
 
+def read_fit(run: Run, scheme: str, fit: str) -> np.ndarray:
+    """(n_posts, m) float32, all columns of one fit, "fold_<k>" or FINAL."""
+    place = FINAL if fit == FINAL else f"{scheme}/{fit}"
+    files = [run.input(tuned_file(place, name), made_by="04_features") for name in _index(run)[TUNED]]
+    return np.column_stack([np.load(path)["column"] for path in files])
+
+
 def why_not_tuned(run: Run, schemes: Iterable[str]) -> str:
     """What keeps the word from being used in feature sets under these schemes, "" where nothing does."""
     if not run.has_file(INDEX):

@@ -16,7 +16,7 @@ from kit.base.paths import PROJECT_ROOT
 from kit.boosting import learners
 from kit.boosting import lightgbm as lightgbm_learner
 from kit.boosting.data import Data
-from kit.boosting.fit import COUNTED, Machine, Training, _Fitter, fit_folds, load_fold
+from kit.boosting.fit import COUNTED, Machine, Training, _Fitter, fit_folds, kept_teaching, load_fold
 from kit.boosting.learners import LEARNERS
 from kit.boosting.taught import TAUGHT, TaughtColumns
 from kit.run import matrix
@@ -168,7 +168,7 @@ def test_of_many_posts_the_model_that_was_stopped_is_the_fold_s(model, tmp_path,
         assert sorted([*rows, *stop_rows]) == train_idx.tolist() and 20 <= len(stop_rows) < 40
         assert not set(POSTS["Uid"].iloc[rows]) & set(POSTS["Uid"].iloc[stop_rows])
         assert result.scores["rounds"][k] == n_trees < LEAN["rounds"]
-        kept = load_fold(BLOCK, tmp_path, f"fold_{k}")
+        kept = load_fold(BLOCK, tmp_path, f"fold_{k}", kept_teaching(tmp_path, f"fold_{k}")["columns"])
         assert np.allclose(kept.predict(valid_idx), result.oof[valid_idx])
         shifted = np.where(
             np.isin(np.arange(len(TARGET)), [*valid_idx, *np.flatnonzero(FOLDS == TEST)]), 9 * TARGET, TARGET
@@ -427,13 +427,16 @@ def test_columns_that_mostly_hold_one_value_are_not_bundled():
 @pytest.mark.parametrize("taught", [True, False])
 def test_a_kept_model_predicts_what_it_predicted(model, taught, tmp_path):
     result = fit(model, out_dir=tmp_path / model, taught_dir=tmp_path / "taught", taught=taught)
-    test_idx = np.flatnonzero(FOLDS == TEST)
-    assert np.array_equal(
-        load_fold(BLOCK, tmp_path / model, taught_dir=tmp_path / "taught").predict(test_idx), result.test
-    )
     valid_idx = np.flatnonzero(FOLDS == 1)
-    again = load_fold(BLOCK, tmp_path / model, "fold_1", tmp_path / "taught")
-    assert np.array_equal(again.predict(valid_idx), result.oof[valid_idx])
+    for name, rows, predicted in (("final", FOLDS == TEST, result.test), ("fold_1", FOLDS == 1, result.oof[valid_idx])):
+        teaching = kept_teaching(tmp_path / model, name, tmp_path / "taught")
+        assert (teaching is not None) == taught
+        again = load_fold(BLOCK, tmp_path / model, name, teaching and teaching["columns"])
+        assert np.array_equal(again.predict(np.flatnonzero(rows)), predicted)
+    if taught:
+        shutil.rmtree(tmp_path / "taught")
+        with pytest.raises(InputError, match="--force 06"):
+            kept_teaching(tmp_path / model, "final", tmp_path / "taught")
 
 
 def test_taught_columns_are_made_once_for_all_models(tmp_path, monkeypatch):

@@ -102,6 +102,15 @@ def test_variants_differ_from_their_task_in_what_they_name(run):
     assert not np.array_equal(found["a"].oof, found["b"].oof, equal_nan=True)
 
 
+def test_a_set_with_tuned_columns_comes_after_the_one_that_makes_its_ridge(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(tasks, "map_tasks", lambda fn, items, **_: asked.extend(items) or enumerate(items))
+    small, large = (fit_tasks(run, 1, "sorted")[blocks, "lightgbm"] for blocks in ("tiny", "tiny+more"))
+    tuned = replace(large, tuned={"tuned_minilm": ()})
+    fit_all({"small": small, "tuned": tuned, "large": large})
+    assert list(map(id, asked)) == list(map(id, (large, small, tuned)))
+
+
 def test_fits_on_a_gpu_have_it_alone(run, monkeypatch):
     """CatBoost takes nearly all of a card's memory: its fits are tasks of a GPU each, after those of the CPU."""
     asked = []

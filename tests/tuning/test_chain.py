@@ -1,9 +1,11 @@
 """The word tuned from notebook 04 to the submission: a row of Table 1, declared, explained, and not made for new posts."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from kit.boosting.taught import TAUGHT
 from kit.encoders.registry import ENCODERS
 from kit.pipeline.command import main
 from kit.predict import blocks
@@ -49,9 +51,15 @@ def test_the_explorer_knows_the_column(chain):
     look = Explorer(chain[1])
     look.opened.__dict__["weights"] = {f"{ROW}/lightgbm": 1.0}  # whatever the fusion chose
     pid = look.opened.posts["Pid"].iloc[0]
-    found = look.why(pid).columns.set_index("column")
-    assert found.loc["tuned_minilm", "family"] == "tuned encoders"
-    assert any("tuned" in line for line in look.what_if(pid, title="dog").held)
+    found = look.why(pid)
+    assert found.columns.set_index("column").loc["tuned_minilm", "family"] == "tuned encoders"
+    assert found.models["total"].item() == pytest.approx(found.models["prediction"].item(), abs=1e-5)
+    changed = look.what_if(pid, title="dog")
+    assert any("tuned" in line for line in changed.held) and np.isfinite(changed.models.to_numpy()).all()
+    taught = [look.opened.taught(name, "final") for name in ("statistic+taught", ROW)]
+    np.testing.assert_array_equal(taught[0], taught[1][:, :-1])
+    assert taught[1].shape[1] == len(TAUGHT) + 1
+    assert len([*(chain[1] / "gbdt" / "user" / "taught").iterdir()]) == 2 * 2 + 1  # two sides a fold, for both sets
 
 
 def test_new_posts_do_without_it_and_are_told_why(chain):

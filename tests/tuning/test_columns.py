@@ -11,12 +11,12 @@ from PIL import Image
 from kit.base import tasks
 from kit.base.errors import InputError
 from kit.base.metrics import src
-from kit.boosting.fit import Machine, Training
+from kit.boosting.fit import Machine, Training, kept_teaching, load_fold
 from kit.boosting.tasks import FitTask, fit_task
 from kit.evaluation import table_one
 from kit.run.directory import Run
 from kit.run.folds import Folds, make_folds
-from kit.run.tuned import tuned_columns, tuned_files
+from kit.run.tuned import read_fit, tuned_columns, tuned_files
 from kit.tuning import columns
 from tests.tiny import tiny_block, tiny_posts
 from tests.tiny_networks import save_dual
@@ -161,15 +161,21 @@ def test_boosters_learn_from_the_column(made, tmp_path):
     run.write_block(tiny_block(posts))
     folds = cut(posts)["user"]
     training = Training("lightgbm", {"learning_rate": 0.2, "min_child_samples": 5}, rounds=40, patience=10, final=True)
-    task = FitTask(run.dir, ("tiny",), folds.fold, training, Machine(1), out_dir=tmp_path / "without")
+    places = {"out_dir": tmp_path / "without", "taught_dir": tmp_path / "taught"}
+    task = FitTask(run.dir, ("tiny",), folds.fold, training, Machine(1), **places)
     files = tuned_files(run, "user", N_FOLDS, final=True)
     assert [*files] == tuned_columns(run) == ["tuned_minilm"] and len(files["tuned_minilm"]) == N_FOLDS + 1
-    without, result = fit_task(task), fit_task(replace(task, tuned=files, out_dir=tmp_path / "with"))
+    without, taught_by = fit_task(task), sorted((tmp_path / "taught").iterdir())
+    result = fit_task(replace(task, tuned=files, out_dir=tmp_path / "with"))
+    assert taught_by == sorted((tmp_path / "taught").iterdir())  # the same ridge, solved once
     assert result.scores["mae"].mean() < 0.95 * without.scores["mae"].mean()
     gain = result.importance.set_index("column")["gain"]
     assert gain["tuned_minilm"] > 0 and len(gain) == len(without.importance) + 1
-    kept = next((tmp_path / "with" / "taught").glob("*.npz"))
-    assert np.load(kept)["columns"].shape[1] == len(without.importance) - len(tiny_block(posts).columns) + 1
+    valid_idx, teaching = folds.rows(1)[1], kept_teaching(tmp_path / "with", "fold_1", tmp_path / "taught")
+    columns_of_fold = np.hstack([teaching["columns"], read_fit(run, "user", "fold_1")])
+    kept = load_fold(tiny_block(posts), tmp_path / "with", "fold_1", columns_of_fold)
+    np.testing.assert_array_equal(kept.predict(valid_idx), result.oof[valid_idx])
+    assert not np.array_equal(read_fit(run, "user", "fold_0"), read_fit(run, "user", "final"), equal_nan=True)
 
 
 def test_table_1_takes_the_word(made, tmp_path):

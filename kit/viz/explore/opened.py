@@ -17,6 +17,7 @@ from kit.run.block import Block
 from kit.run.directory import Run
 from kit.run.folds import TEST, TRAIN_ONLY
 from kit.run.predictions import read_fused, read_predictions, split_predictions
+from kit.run.tuned import read_fit
 
 MODELS_KEPT = 64  # stored models held in memory; a small one takes 1 MB
 
@@ -114,29 +115,32 @@ class Opened:
         return self.run.dir / "gbdt" / self.scheme / features
 
     def taught(self, features: str, fit: str) -> np.ndarray | None:
-        """(n_posts, t) label-taught columns of a fit; None where its set has none."""
-        from kit.boosting.fit import kept_taught
-
-        return kept_taught(self._any_model(features), fit, self.folder(features) / "taught")
+        """(n_posts, t) label-taught columns of a fit, those of tuned encoders last; None where its set has none."""
+        teaching = self._teaching(features, fit)
+        if teaching is None or not parse_sets([features])[0].tuned:
+            return teaching and teaching["columns"]
+        return np.hstack([teaching["columns"], read_fit(self.run, self.scheme, fit)])
 
     def ridge(self, features: str, fit: str) -> tuple[float, str]:
         """Penalty and view of the ridge among the label-taught columns of a fit."""
-        from kit.boosting.fit import kept_ridge
+        teaching = self._teaching(features, fit)
+        return float(teaching["alpha"]), str(teaching["view"])
 
-        return kept_ridge(self._any_model(features), fit, self.folder(features) / "taught")
+    def _teaching(self, features: str, fit: str) -> dict[str, np.ndarray] | None:
+        """What labels have taught for any model of a feature set: it is the same for all."""
+        from kit.boosting.fit import kept_teaching
 
-    def _any_model(self, features: str) -> Path:
-        """The folder of a model of a feature set: all are taught by the same columns."""
         name = next(name for name in self.predictions if name.rpartition("/")[0] == features)
-        return self.folder(features) / name.rpartition("/")[2]
+        folder = self.folder(features)
+        return kept_teaching(folder / name.rpartition("/")[2], fit, folder.parent / "taught")
 
     def load(self, name: str, fit: str, block: Block | None = None, taught: np.ndarray | None = None) -> Any:
-        """A stored model on its own block, or on a block and taught columns of other posts."""
+        """A stored model on its own block and label-taught columns, or on those of other posts."""
         from kit.boosting.fit import load_fold
 
         features, _, model = name.rpartition("/")
-        folder = self.folder(features)
-        return load_fold(block or self.block(features), folder / model, fit, folder / "taught", taught)
+        taught = self.taught(features, fit) if block is None else taught
+        return load_fold(block or self.block(features), self.folder(features) / model, fit, taught)
 
     def _model(self, name: str, fit: str) -> Any:
         return self.load(name, fit)
