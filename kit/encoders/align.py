@@ -26,6 +26,7 @@ from kit.base.errors import InputError
 from kit.base.files import atomic_path, hash_array, read_json, write_json
 from kit.base.machine import package_versions
 from kit.base.progress import progress
+from kit.base.schedule import half_cosine
 from kit.encoders.dual import Head
 from kit.encoders.pairs import Pairs, recall
 from kit.run.folds import inner_holdout
@@ -164,9 +165,7 @@ def _train_adapters(
         learned = [p for head in heads for part in (head.adapters, head.project) for p in part.parameters()]
         groups = [{"params": learned, "weight_decay": WEIGHT_DECAY}, {"params": [log_scale], "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
-        rate = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1, (step + 1) / WARMUP) * (1 + np.cos(np.pi * step / STEPS)) / 2
-        )
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: half_cosine(step, STEPS, WARMUP))
         draw = _batches(fit, np.random.default_rng(seed))
         for step in progress(range(1, STEPS + 1), label="align images and texts", unit="steps"):
             for head in heads:

@@ -24,6 +24,7 @@ from kit.base.code import code_of
 from kit.base.files import atomic_path, digest, read_json, write_json
 from kit.base.machine import package_versions
 from kit.base.progress import progress
+from kit.base.schedule import half_cosine
 from kit.encoders.clip import Clip, load_folder, save_clip, wrap_model
 from kit.encoders.registry import TINY
 from kit.encoders.text_tower import TextTower, make_text_tower
@@ -130,8 +131,7 @@ def _train_images(
         texts = text_features[torch.from_numpy(batch)]
         logits = model.logit_scale.exp() * F.normalize(visual(images), dim=-1) @ texts.T
         loss = _symmetric_loss(logits, (TARGET_SCALE * texts @ texts.T).softmax(dim=1))
-        warm, done = min(1, (len(losses) + 1) / WARMUP_STEPS), len(losses) / steps
-        losses.append(_step(loss, optimizers, warm * (1 + np.cos(np.pi * done)) / 2))
+        losses.append(_step(loss, optimizers, half_cosine(len(losses), steps, WARMUP_STEPS)))
     visual.eval().to(memory_format=torch.contiguous_format)
     return losses
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kit.base.schedule import half_cosine
 from kit.tuning.activations import Activations
 
 RANK = 8
@@ -81,7 +82,9 @@ def _train(
         {"params": [model.weight, model.bias], "lr": HEAD_RATE, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / len(steps)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: half_cosine(step, len(steps), WARM * len(steps))
+    )
     losses, best = [], {}
     for step in range(len(steps) + 1):
         if step % (len(steps) // EPOCHS) == 0:  # before the first epoch, and after each
@@ -127,11 +130,6 @@ def _batches(rows: np.ndarray, lengths: np.ndarray, rng: np.random.Generator) ->
         sorted_rows = rows[chunk[np.argsort(lengths[chunk], kind="stable")]]
         batches += np.array_split(sorted_rows, math.ceil(len(chunk) / BATCH))
     return [batches[place] for place in rng.permutation(len(batches))]
-
-
-def _rate(done: float) -> float:
-    """Share of the full rate after a share of the steps: a short rise, then half a cosine."""
-    return min(1.0, (done + 1e-3) / WARM) * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
 
 def _ridge(values: np.ndarray, wanted: np.ndarray, others: np.ndarray, judged: np.ndarray) -> np.ndarray:
