@@ -101,6 +101,33 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def write_npy(path: Path, values: np.ndarray) -> None:
+    """Write an array as .npy, atomically."""
+    with atomic_path(path) as temporary:
+        np.save(temporary, values)
+
+
+def write_npz(path: Path, **arrays: Any) -> None:
+    """Write named arrays as .npz, atomically."""
+    with atomic_path(path) as temporary:
+        np.savez(temporary, **arrays)
+
+
+def read_npz(path: Path, key: str) -> dict[str, np.ndarray] | None:
+    """The arrays that ``write_npz`` wrote, if ``key`` was one of them and the same; None without such a file."""
+    if path.is_file():
+        with np.load(path) as kept:
+            if str(kept["key"]) == key:
+                return dict(kept)
+    return None
+
+
+def write_table(path: Path, table: Any, index: bool = False) -> None:
+    """Write a DataFrame as .csv or .parquet, as the path ends, atomically."""
+    with atomic_path(path) as temporary:
+        (table.to_csv if path.suffix == ".csv" else table.to_parquet)(temporary, index=index)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as readable JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, default=_plain) + "\n")

@@ -30,16 +30,9 @@ class LabelHistory:
     """
 
     names = (
-        "author_past_label",
-        "author_last_label",
-        "author_past_n",
-        "tag_past_label_mean",
-        "tag_past_label_max",
-        "tag_past_label_min",
-        "rare_tag_past_label_mean",
-        "rare_tag_past_label_max",
-        "rare_tag_past_n",
-    )
+        "author_past_label", "author_last_label", "author_past_n", "tag_past_label_mean", "tag_past_label_max",
+        "tag_past_label_min", "rare_tag_past_label_mean", "rare_tag_past_label_max", "rare_tag_past_n",
+    )  # fmt: skip
 
     def __init__(self, posts: pd.DataFrame, seed: int = 0):
         self._tags = long_tags(posts["Alltags"])

@@ -34,12 +34,8 @@ class FoldResult:
 
     def summary(self) -> dict[str, float]:
         """src, src_sd, mae, mae_sd over folds, with the number of posts, folds and seconds."""
-        totals = self.scores[["n", "seconds"]].sum()
-        return over_folds(self.scores) | {
-            "n": int(totals["n"]),
-            "folds": len(self.scores),
-            "seconds": float(totals["seconds"]),
-        }
+        n, seconds = self.scores[["n", "seconds"]].sum()
+        return over_folds(self.scores) | {"n": int(n), "folds": len(self.scores), "seconds": float(seconds)}
 
 
 def collect(
@@ -52,17 +48,11 @@ def collect(
     for k, part in enumerate(parts):
         _, valid_idx = fold_rows(folds, k)
         oof[valid_idx] = part["prediction"]
-        scores.append(
-            {
-                "fold": k,
-                "n": len(valid_idx),
-                "src": src(target[valid_idx], oof[valid_idx]),
-                "mae": mae(target[valid_idx], oof[valid_idx]),
-                "rounds": int(part["rounds"]),
-                "device": device,
-                "seconds": round(float(part["seconds"]), 2),
-            }
-        )
+        scores.append({
+            "fold": k, "n": len(valid_idx), "src": src(target[valid_idx], oof[valid_idx]),
+            "mae": mae(target[valid_idx], oof[valid_idx]), "rounds": int(part["rounds"]), "device": device,
+            "seconds": round(float(part["seconds"]), 2),
+        })  # fmt: skip
     gain = np.mean([part["gain"] / max(part["gain"].sum(), 1e-12) for part in parts], axis=0)
     importance = pd.DataFrame({"column": columns, "gain": gain}).sort_values("gain", ascending=False, kind="stable")
     return FoldResult(model, oof, test, pd.DataFrame(scores), importance.reset_index(drop=True), fitted)

@@ -13,7 +13,7 @@ import lightgbm
 import numpy as np
 
 from kit.base.code import code_of
-from kit.base.files import atomic_path, write_json
+from kit.base.files import atomic_path, read_npz, write_json, write_npy, write_npz
 from kit.boosting.data import TrainingSide
 from kit.boosting.result import FoldResult
 from kit.run.block import Block
@@ -40,18 +40,15 @@ class Store:
         path = self._dir / f"{name}.npz" if self._dir else None
         arrays = [side.rows, side.weight, side.copies, *([] if side.tuned is None else [side.tuned])]
         key = f"{self._key} {hash_inputs({}, *arrays)} {n_trees}" if path else ""
-        if path and path.exists():
-            with np.load(path) as stored:
-                if str(stored["key"]) == key:
-                    self.fitted.append(False)
-                    return dict(stored)
-        self.fitted.append(True)
+        kept = read_npz(path, key) if path else None
+        self.fitted.append(kept is None)
+        if kept:
+            return kept
         part, learner = fit()
         if path:
             with atomic_path(path.with_suffix(learner.suffix)) as temporary:
                 learner.save(temporary)
-            with atomic_path(path) as temporary:
-                np.savez(temporary, key=key, **part)
+            write_npz(path, key=key, **part)
         return part
 
     def finish(self, result: FoldResult) -> None:
@@ -59,8 +56,7 @@ class Store:
         if not self._dir:
             return
         for name in ("oof", "test"):
-            with atomic_path(self._dir / f"{name}.npy") as temporary:
-                np.save(temporary, getattr(result, name))
+            write_npy(self._dir / f"{name}.npy", getattr(result, name))
         records = {"model": result.model, **result.summary(), "per_fold": result.scores.to_dict("records")}
         write_json(self._dir / "scores.json", records)
 

@@ -12,7 +12,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from kit.base.code import code_of
-from kit.base.files import atomic_path
+from kit.base.files import write_npz
 from kit.boosting.history import LabelHistory
 from kit.boosting.ridge import RidgeStack
 from kit.boosting.store import hash_inputs
@@ -59,8 +59,7 @@ class TaughtColumns:
         taught_by = rows, weight[rows], self._target[rows], judges
         path = self._folder / f"{hash_inputs(described, self._hashes, *taught_by)}.npz"
         if not path.is_file():
-            with atomic_path(path) as temporary:
-                np.savez(temporary, **self._made(rows, weight, n_threads, judges))
+            write_npz(path, **self._made(rows, weight, n_threads, judges))
         with np.load(path) as kept:
             return path.name, kept["columns"]
 

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import ks_2samp
 
 from kit.base.code import code_of
-from kit.base.files import atomic_path, digest, hash_array
+from kit.base.files import digest, hash_array, read_npz, write_npz
 from kit.base.machine import GB, memory_gb
 from kit.base.tasks import machine_shape, map_tasks, on_cluster
 from kit.clip_ft.export import SCORES, Export, export_posts
@@ -69,19 +69,18 @@ def score_fold(job: Job, fold: int, folder: Path) -> dict[str, np.ndarray]:
     """Train on all other folds and score the posts of ``fold``; no post of the fold is in a prototype.
 
     Depends on no other fold. Writes ``scores.npz`` (key, rows, scores, losses) into ``folder``, last of all, and returns
-    what it holds; one made with the same data, settings and code is kept.
+    rows, scores and losses; one made with the same data, settings and code is kept.
     """
     rows, path = np.flatnonzero(job.folds == fold), folder / "scores.npz"
     others = np.flatnonzero((job.folds >= 0) & (job.folds != fold))
     data = replace(job.data, fit_rows=others, valid_rows=rows[:0])
     job = replace(job, data=data, prototypes=without_posts(job.prototypes, data, job.text, rows))
     key = digest([job.key(), hash_array(rows), code_of("kit.clip_ft.cross_fit")])
-    if not _is_made(path, key):
+    if (kept := read_npz(path, key)) is None:
         found = export_posts(job.train(folder).model, job.bank, data, rows)
-        with atomic_path(path) as temporary:
-            np.savez(temporary, key=key, rows=rows, scores=found.scores[rows], losses=found.losses[rows])
-    with np.load(path) as kept:
-        return dict(kept)
+        kept = {"rows": rows, "scores": found.scores[rows], "losses": found.losses[rows]}
+        write_npz(path, key=key, **kept)
+    return kept
 
 
 @dataclass(frozen=True)
@@ -127,10 +126,3 @@ def score_shift(scores: np.ndarray, first: np.ndarray, second: np.ndarray) -> pd
         lines.append((name, *(part.mean() if known else np.nan for part in parts)))
         lines[-1] += (ks_2samp(*parts).statistic if known else np.nan,)
     return pd.DataFrame(lines, columns=["score", "first", "second", "ks"])
-
-
-def _is_made(path: Path, key: str) -> bool:
-    if not path.is_file():
-        return False
-    with np.load(path) as found:
-        return str(found["key"]) == key

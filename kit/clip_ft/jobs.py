@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 
-from kit.base.files import atomic_path, read_json, write_json
+from kit.base.files import read_json, write_json, write_npy, write_table
 from kit.base.paths import PROJECT_ROOT
 from kit.base.process import HEADLESS, end_with
 from kit.base.tasks import machine_shape, map_tasks, on_cluster
@@ -72,11 +72,8 @@ def fit(job: Job, folder: Path, clip_dir: Path, processes: int = 1) -> Trained:
     if processes > 1 and not is_trained(folder, job.key(), job.settings):
         gpus = processes if machine_shape()[1] >= processes else 0
         with as_files(job, folder / "job", clip_dir) as written:
-            list(
-                map_tasks(
-                    run_torchrun, [written], common=processes, cpus=0, gpus=gpus, label="CLIP_FT", unit="training"
-                )
-            )
+            options = {"common": processes, "cpus": 0, "gpus": gpus, "label": "CLIP_FT", "unit": "training"}
+            list(map_tasks(run_torchrun, [written], **options))
     return job.train(folder)
 
 
@@ -87,10 +84,8 @@ def as_files(job: Job, folder: Path, clip_dir: Path) -> Iterator[Path]:
     data = {name: values for name, values in vars(job.data).items() if values is not None}
     more = {name: values for name in ("text", "folds") if (values := getattr(job, name)) is not None}
     for name, values in (data | more).items():
-        with atomic_path(folder / f"{name}.npy") as temporary:
-            np.save(temporary, values)
-    with atomic_path(folder / "texts.parquet") as temporary:
-        pd.DataFrame({"text": job.bank.texts}).to_parquet(temporary, index=False)
+        write_npy(folder / f"{name}.npy", values)
+    write_table(folder / "texts.parquet", pd.DataFrame({"text": job.bank.texts}))
     if job.bank.place == job.bank.device == torch.device("cpu") and not on_cluster():
         job.bank.save(folder)
     content = {"clip": clip_dir, "settings": asdict(job.settings), "bank": job.bank.options, "text": job.bank.precision}

@@ -9,10 +9,9 @@ Shapes: B posts, L tokens per text, K classes, d features.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +20,8 @@ from kit.base.errors import InputError
 from kit.clip_ft.alignment import global_similarity, pool_local
 from kit.clip_ft.projection import CrossModalProjection, prototype_cosine
 from kit.clip_ft.prompts import PromptLearner, encode_prompts, tower_precision
-from kit.encoders.text_tower import TextTower
+from kit.clip_ft.prototypes import Prototypes
+from kit.encoders.clip import Clip
 
 MAX_LOGIT_SCALE = 100.0  # CLIP's own limit on 1 / temperature
 MIN_TEMPERATURE = 0.01
@@ -39,56 +39,52 @@ class Similarities(NamedTuple):
     textual: Tensor  # (B, K, d) T~
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How CLIP_FT is built and trained; the paper's values where it gives them."""
+
+    epochs: int = 4
+    batch_size: int = 128  # posts per step over all processes, at most
+    lr: float = 1e-4  # AdamW
+    weight_decay: float = 1e-5
+    n_ctx: int = 16  # s, learned context tokens per prompt
+    tau_s: float = 0.02  # temperature of the token weights, Eq. 5
+    tau_prototype: float = 0.07  # initial tau_v and tau_t, Eq. 7
+    heads: int = 8  # of the attention block
+    dropout: float = 0.1
+    share_projection: bool = False  # textual prototypes through the visual projection, as Eq. 6 is printed
+    precision: str = "auto"  # of the text tower: fp32, bf16, fp16; auto = fp32 on a CPU, bf16 or fp16 on a GPU
+    seed: int = 0
+
+
 class ClipFT(nn.Module):
     """The paper's model over cached image features, with a frozen text tower.
 
     Args:
-        tower: frozen text tower.
-        names: K class names for the prompts.
-        visual: (K, d) visual prototypes, fixed.
-        textual: (K, d) textual prototypes, fixed.
-        n_ctx: s, learned context tokens of each prompt.
-        tau_s: temperature of the token weights in Eq. 5, fixed.
-        tau_prototype: initial tau_v and tau_t of Eq. 7, learned.
-        logit_scale: initial 1 / temperature of Eqs. 4 and 5 in the loss, learned, at most 100.
-        heads: attention heads.
-        dropout: in the attention block.
-        share_projection: one projection for images and textual prototypes, as Eq. 6 is printed.
+        clip: its text tower stays frozen; its 1 / temperature is where that of Eqs. 4 and 5 in the loss begins, at most 100.
+        prototypes: of the K classes, fixed; their names go into the prompts.
+        settings: how it is built.
         tower_dtype: precision of the text tower under autocast; everything after it is float32.
-        seed: of the initial contexts and of the attention weights.
     """
 
     def __init__(
-        self,
-        tower: TextTower,
-        names: Sequence[str],
-        visual: np.ndarray,
-        textual: np.ndarray,
-        *,
-        n_ctx: int = 16,
-        tau_s: float = 0.02,
-        tau_prototype: float = 0.07,
-        logit_scale: float = MAX_LOGIT_SCALE,
-        heads: int = 8,
-        dropout: float = 0.1,
-        share_projection: bool = False,
-        tower_dtype: torch.dtype = torch.float32,
-        seed: int = 0,
-    ):
+        self, clip: Clip, prototypes: Prototypes, settings: Settings, tower_dtype: torch.dtype = torch.float32
+    ):  # fmt: skip
         super().__init__()
-        self.tower_dtype = tower_dtype
-        self.tower = tower.requires_grad_(False)
-        self.tau_s, self.names = tau_s, list(names)
-        self.global_prompt = PromptLearner(tower, names, n_ctx, seed)
-        self.local_prompt = PromptLearner(tower, names, n_ctx, seed + 1)
+        self.tower_dtype, self.tau_s, self.names = tower_dtype, settings.tau_s, list(prototypes.names)
+        self.tower = clip.text.requires_grad_(False)
+        self.global_prompt, self.local_prompt = (
+            PromptLearner(self.tower, self.names, settings.n_ctx, settings.seed + more) for more in (0, 1)
+        )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.projection = CrossModalProjection(tower.dim, heads, dropout, share_projection)
-        self.register_buffer("visual", torch.as_tensor(visual, dtype=torch.float32))
-        self.register_buffer("textual", torch.as_tensor(textual, dtype=torch.float32))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
-        self.log_tau_v = nn.Parameter(torch.tensor(math.log(tau_prototype)))
-        self.log_tau_t = nn.Parameter(torch.tensor(math.log(tau_prototype)))
+            torch.manual_seed(settings.seed)
+            options = settings.heads, settings.dropout, settings.share_projection
+            self.projection = CrossModalProjection(self.tower.dim, *options)
+        self.register_buffer("visual", torch.as_tensor(prototypes.visual, dtype=torch.float32))
+        self.register_buffer("textual", torch.as_tensor(prototypes.textual, dtype=torch.float32))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(clip.logit_scale)))
+        self.log_tau_v = nn.Parameter(torch.tensor(math.log(settings.tau_prototype)))
+        self.log_tau_t = nn.Parameter(torch.tensor(math.log(settings.tau_prototype)))
         self.clamp_temperatures()
 
     def class_embeddings(self) -> tuple[Tensor, Tensor]:
@@ -98,13 +94,8 @@ class ClipFT(nn.Module):
         return global_emb, local_emb
 
     def forward(
-        self,
-        image: Tensor,
-        pooled: Tensor,
-        tokens: Tensor,
-        mask: Tensor,
-        class_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Similarities:
+        self, image: Tensor, pooled: Tensor, tokens: Tensor, mask: Tensor, class_emb: tuple[Tensor, Tensor] | None = None
+    ) -> Similarities:  # fmt: skip
         """Similarities of a batch.
 
         Args:

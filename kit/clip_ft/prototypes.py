@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from kit.base.errors import InputError
-from kit.base.files import atomic_path
+from kit.base.files import write_npy, write_table
 from kit.base.shares import largest_remainder
 
 NO_MONTH = "unknown"  # the interval of posts without a date
@@ -44,11 +44,9 @@ class Prototypes:
         classes = pd.DataFrame({"subcategory": self.classes, "prompt_name": self.names, "shots": counts})
         tables = {"classes.csv": classes, "shots.csv": self.shots}
         for name, values in {"visual.npy": self.visual, "textual.npy": self.textual}.items():
-            with atomic_path(folder / name) as temporary:
-                np.save(temporary, values.astype(np.float32))
+            write_npy(folder / name, values.astype(np.float32))
         for name, table in tables.items():
-            with atomic_path(folder / name) as temporary:
-                table.to_csv(temporary, index=False)
+            write_table(folder / name, table)
         return [folder / name for name in ("visual.npy", "textual.npy", *tables)]
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kit.base.files import atomic_path
+from kit.base.files import write_npy
 from kit.base.machine import GB, memory_gb
 from kit.base.progress import progress
 from kit.clip_ft.prompts import tower_precision
@@ -48,16 +48,9 @@ class TextBank:
     """
 
     def __init__(
-        self,
-        tower: TextTower,
-        texts: Sequence[str],
-        *,
-        cache_share: float = 0.5,
-        batch_size: int = 256,
-        mask_sot: bool = True,
-        dtype: torch.dtype = torch.float32,
-        kept: Path | None = None,
-    ):
+        self, tower: TextTower, texts: Sequence[str], *, cache_share: float = 0.5, batch_size: int = 256,
+        mask_sot: bool = True, dtype: torch.dtype = torch.float32, kept: Path | None = None,
+    ):  # fmt: skip
         self.tower, self.dtype = tower.eval().requires_grad_(False), dtype
         self.device = next(tower.parameters()).device
         self.options = {"cache_share": cache_share, "batch_size": batch_size, "mask_sot": mask_sot}
@@ -85,8 +78,7 @@ class TextBank:
     def save(self, folder: Path) -> None:
         """Write the word features, held in main memory, for the banks of other processes, which share them as ``kept``."""
         for name, values in zip(KEPT, (self._tokens, self._pooled), strict=True):
-            with atomic_path(folder / name) as temporary:
-                np.save(temporary, values.numpy())
+            write_npy(folder / name, values.numpy())
 
     @property
     def precision(self) -> str:

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kit.base.code import code_of
 from kit.base.errors import InputError
-from kit.base.files import atomic_path, digest, hash_array
+from kit.base.files import atomic_path, digest, hash_array, write_table
 from kit.base.progress import progress
-from kit.clip_ft.model import ClipFT, class_losses
+from kit.clip_ft.model import ClipFT, Settings, class_losses
 from kit.clip_ft.prototypes import Prototypes
 from kit.clip_ft.texts import TextBank, to_device
 from kit.encoders.clip import Clip
@@ -31,26 +32,10 @@ from kit.encoders.text_tower import TextTower
 
 EVAL_BATCH = 256
 TERMS = ("L_g", "L_o", "L_c")
+MODEL_FILE = "model.safetensors"  # of a training, without the tower
+SHAPE = ("n_ctx", "tau_s", "tau_prototype", "heads", "share_projection", "seed")  # of Settings, what a trained model is
 HEADS = ("global", "local", "visual", "textual", "averaged")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How CLIP_FT is built and trained; the paper's values where it gives them."""
-
-    epochs: int = 4
-    batch_size: int = 128  # posts per step over all processes, at most
-    lr: float = 1e-4  # AdamW
-    weight_decay: float = 1e-5
-    n_ctx: int = 16  # s, learned context tokens per prompt
-    tau_s: float = 0.02  # temperature of the token weights, Eq. 5
-    tau_prototype: float = 0.07  # initial tau_v and tau_t, Eq. 7
-    heads: int = 8  # of the attention block
-    dropout: float = 0.1
-    share_projection: bool = False  # textual prototypes through the visual projection, as Eq. 6 is printed
-    precision: str = "auto"  # of the text tower: fp32, bf16, fp16; auto = fp32 on a CPU, bf16 or fp16 on a GPU
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,12 +77,21 @@ class Trained:
 def build_model(clip: Clip, prototypes: Prototypes, settings: Settings, device: str | torch.device = "cpu") -> ClipFT:
     """An untrained CLIP_FT; the same settings give the same numbers."""
     device = torch.device(device)
-    return ClipFT(
-        clip.text, prototypes.names, prototypes.visual, prototypes.textual,
-        n_ctx=settings.n_ctx, tau_s=settings.tau_s, tau_prototype=settings.tau_prototype,
-        logit_scale=clip.logit_scale, heads=settings.heads, dropout=settings.dropout,
-        share_projection=settings.share_projection, tower_dtype=tower_dtype(settings.precision, device), seed=settings.seed,
-    ).to(device)  # fmt: skip
+    return ClipFT(clip, prototypes, settings, tower_dtype(settings.precision, device)).to(device)
+
+
+def open_trained(
+    clip: Clip, prototypes: Prototypes, parameters: Mapping[str, Any], folder: Path, device: str | torch.device = "cpu"
+) -> ClipFT:
+    """The model whose training left its files in a folder, to be asked.
+
+    Args:
+        parameters: of the step that trained it; those of ``SHAPE`` are read.
+    """
+    settings = Settings(**{name: parameters[name] for name in SHAPE})
+    model = build_model(clip, prototypes, settings, device)
+    model.load_own_state(load_file(folder / MODEL_FILE))
+    return model.eval()
 
 
 def batch_and_rate(tower: TextTower, batch_size: int, lr: float) -> tuple[int, float]:
@@ -338,10 +332,9 @@ def _finish(trainer: _Trainer, folder: Path) -> Trained:
     model.load_own_state(best["state"])
     history = pd.DataFrame(trainer.history)
     if trainer.rank == 0:
-        with atomic_path(folder / "model.safetensors") as temporary:
+        with atomic_path(folder / MODEL_FILE) as temporary:
             save_file({name: value.contiguous() for name, value in best["state"].items()}, temporary)
-        with atomic_path(folder / "history.csv") as temporary:
-            history.to_csv(temporary, index=False)
+        write_table(folder / "history.csv", history)
     return Trained(model.eval(), history, best["epoch"])
 
 

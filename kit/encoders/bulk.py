@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.base.code import code_of
-from kit.base.files import atomic_path, digest, read_json, write_json
+from kit.base.files import digest, read_json, write_json, write_npz
 from kit.base.machine import package_versions, usable_cores
 from kit.base.tasks import map_tasks
 from kit.encoders.encoders import ImageEncoder, TextEncoder
@@ -28,15 +28,8 @@ from kit.encoders.precision import PRECISION_FILE, default_device, forward, sett
 from kit.release.images import ImageDataset, check_bad_share, file_size, group_by_content
 
 SHARD_IMAGES, SHARD_TEXTS = 2048, 8192
-LIBRARIES = (
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "timm",
-    "transformers",
-    "pillow",
-    "numpy",
-)  # that compute features
+# that compute features
+LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "pillow", "numpy")
 BATCH_GPU = 256  # items per forward pass: enough to fill a GPU
 IMAGES_CPU, TEXTS_CPU = 8, 32  # what stays in a CPU's cache
 TYPICAL = 32  # items by which a precision is chosen on a CPU
@@ -96,8 +89,7 @@ def encode_shard(job: Job, shard: Shard) -> Path:
             raise ArithmeticError(
                 f"{job.encoder.name} gave values beyond float16 in {precision}; use precision='float32'"
             )
-        with atomic_path(path) as temporary:
-            np.savez(temporary, values=values.astype(np.float16), reasons=np.array(reasons, dtype=str))
+        write_npz(path, values=values.astype(np.float16), reasons=np.array(reasons, dtype=str))
     return path
 
 

@@ -139,9 +139,8 @@ def wrap_model(model: nn.Module, tokenizer, model_cfg: dict, name: str) -> Clip:
     """
     model = model.float().eval().requires_grad_(False)
     preprocess_cfg = {**model.visual.preprocess_cfg, "size": model.visual.image_size}
-    config = json.loads(
-        json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg})
-    )  # as it will be read back
+    # as it will be read back
+    config = json.loads(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}))
     size = preprocess_cfg["size"]
     text, preprocess = make_text_tower(model, tokenizer), getattr(model.visual, "preprocess", None)
     if preprocess is None:
@@ -206,10 +205,7 @@ def _probe(clip: Clip) -> dict[str, list[float]]:
     devices = [next(tower.parameters()).device for tower in (clip.model.visual, clip.text)]
     image = clip.model.encode_image(image.to(devices[0]), normalize=True)[0]
     text = F.normalize(clip.text.encode_ids(ids.to(devices[1]))[0], dim=-1)[0]
-    return {
-        "image": [round(value, 5) for value in image.tolist()],
-        "text": [round(value, 5) for value in text.tolist()],
-    }
+    return {name: [round(value, 5) for value in row.tolist()] for name, row in (("image", image), ("text", text))}
 
 
 def _check_fingerprint(clip: Clip, saved: dict, folder: Path) -> None:

@@ -13,9 +13,8 @@ from torch import nn
 
 from kit.encoders.encoders import ImageEncoder, TextEncoder
 
-_CAST: dict[
-    tuple[str, ...], nn.Module
-] = {}  # the network this process used last on another device or in half precision
+# the network this process used last on another device or in half precision
+_CAST: dict[tuple[str, ...], nn.Module] = {}
 
 
 @dataclass(frozen=True)

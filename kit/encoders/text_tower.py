@@ -106,9 +106,8 @@ class TextTower(nn.Module):
         """Pooled features (N, d) alone: as ``encode_ids`` but only the pooled token is projected."""
         ids = self.truncate(ids)
         hidden = self._hidden(self.embed(ids), ids)
-        return project(
-            hidden[torch.arange(len(ids), device=ids.device), self._pool_position(ids)], self.text_projection
-        )
+        pooled = hidden[torch.arange(len(ids), device=ids.device), self._pool_position(ids)]
+        return project(pooled, self.text_projection)
 
     def forward(self, ids: Tensor) -> Tensor:
         """As ``pool_ids``."""
@@ -169,10 +168,8 @@ class HFTextTower(TextTower):
     """
 
     def _adopt(self, text: nn.Module, tokenizer) -> None:
-        self.tokenizer, self.context_length = (
-            tokenizer,
-            getattr(tokenizer, "context_length", None) or text.context_length,
-        )
+        self.tokenizer = tokenizer
+        self.context_length = getattr(tokenizer, "context_length", None) or text.context_length
         self.transformer, self.pooler, self.proj = text.transformer, text.pooler, text.proj
         self.token_embedding = text.transformer.get_input_embeddings()
         self.pool_type, self.pad_id = "hf", text.config.pad_token_id

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from kit.base.code import code_of
-from kit.base.files import atomic_path, digest, read_json, write_json
+from kit.base.files import digest, read_json, write_json, write_table
 from kit.base.machine import package_versions
 from kit.base.progress import progress
 from kit.base.schedule import half_cosine
@@ -66,8 +66,7 @@ def train_tiny(
         torch.manual_seed(seed)
         clip, history = _train(paths, texts, rng, text_steps, image_steps)
     save_clip(clip, folder)
-    with atomic_path(folder / "history.csv") as temporary:
-        history.to_csv(temporary, index=False)
+    write_table(folder / "history.csv", history)
     write_json(folder / "training.json", stamp)
     return load_folder(folder)
 

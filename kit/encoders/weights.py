@@ -120,14 +120,8 @@ def choose_clip(name: str, pretrained: str = "", weights_dir: str | Path = WEIGH
     the usual CLIP, of which ``missing_network`` tells what is missing.
     """
     model = clip_name(name, pretrained)
-    if (
-        name != AUTO
-        or download
-        or find_weights("clip", model, weights_dir)
-        or missing_network("clip", DUAL, weights_dir)
-    ):
-        return model
-    return DUAL
+    usual = name != AUTO or download or find_weights("clip", model, weights_dir)
+    return model if usual or missing_network("clip", DUAL, weights_dir) else DUAL
 
 
 def dual_reader(share: float, weights_dir: str | Path = WEIGHTS_DIR, download: bool = False) -> tuple[str, str]:

@@ -69,13 +69,8 @@ class Blend:
 
 
 def fit_blend(
-    oof: Mapping[str, np.ndarray],
-    target: np.ndarray,
-    folds: np.ndarray,
-    *,
-    method: str = "convex",
-    calibrate: str = "auto",
-) -> Blend:
+    oof: Mapping[str, np.ndarray], target: np.ndarray, folds: np.ndarray, *, method: str = "convex", calibrate: str = "auto"
+) -> Blend:  # fmt: skip
     """The models fused in one way, with a line on top where nested folds say that it helps.
 
     Args:
@@ -233,9 +228,7 @@ def _stack(predictions: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _scores(target: np.ndarray, nested: np.ndarray, folds: np.ndarray, scored: np.ndarray) -> pd.DataFrame:
     rows = {int(k): scored & (folds == k) for k in np.unique(folds[scored])}
-    return pd.DataFrame(
-        [
-            {"fold": k, "n": int(at.sum()), "src": src(target[at], nested[at]), "mae": mae(target[at], nested[at])}
-            for k, at in rows.items()
-        ]
-    )
+    return pd.DataFrame([
+        {"fold": k, "n": int(at.sum()), "src": src(target[at], nested[at]), "mae": mae(target[at], nested[at])}
+        for k, at in rows.items()
+    ])  # fmt: skip

@@ -148,13 +148,9 @@ def external_sources(run: Run, weights: Mapping[str, float]) -> list[str]:
 
 
 def table_one(
-    sets: Iterable[FeatureSet],
-    results: Mapping[tuple[str, str], FoldResult],
-    target: np.ndarray,
-    folds: np.ndarray,
-    lacking: Mapping[str, str] | None = None,
-    limit: float = np.inf,
-) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    sets: Iterable[FeatureSet], results: Mapping[tuple[str, str], FoldResult], target: np.ndarray, folds: np.ndarray,
+    lacking: Mapping[str, str] | None = None, limit: float = np.inf,
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:  # fmt: skip
     """One row per feature set, and the fused out-of-fold predictions (n_posts,) of each set that was run.
 
     Args:
@@ -185,11 +181,8 @@ def table_one(
             row |= {f"{model}_{name}": value for name, value in over_folds(table).items()}
             if model != FUSION:
                 devices = ", ".join(sorted(set(table["device"]))) if "device" in table else ""
-                row |= {
-                    f"{model}_rounds": table["rounds"].mean(),
-                    f"{model}_at_limit": int((table["rounds"] > limit).sum()),
-                }
-                row |= {f"{model}_device": devices}
+                row |= {f"{model}_rounds": table["rounds"].mean(), f"{model}_device": devices}
+                row |= {f"{model}_at_limit": int((table["rounds"] > limit).sum())}
         rows.append(row)
     return pd.DataFrame(rows), fused
 
@@ -253,9 +246,8 @@ def reading(row: Mapping[str, float]) -> str:
         for metric, sign in (("src", 1), ("mae", -1))
         if row[f"{metric}_low"] * row[f"{metric}_high"] > 0
     }
-    return {frozenset(): "no clear difference", frozenset({1}): "better", frozenset({-1}): "worse"}.get(
-        frozenset(signs), "mixed"
-    )
+    words = {frozenset(): "no clear difference", frozenset({1}): "better", frozenset({-1}): "worse"}
+    return words.get(frozenset(signs), "mixed")
 
 
 FUSION = "fusion"  # name of the fused models among the models

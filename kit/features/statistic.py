@@ -24,16 +24,9 @@ CODED = ("Category", "Subcategory", "Concept", "timezone_id", "Mediatype", "Medi
 
 
 def statistic_block(
-    posts: pd.DataFrame,
-    families: Iterable[str] | None = None,
-    *,
-    svd_dim: int = 32,
-    n_top_tags: int = 200,
-    use_pid: bool = False,
-    seed: int = 0,
-    n_known: int | None = None,
-    folder: Path | None = None,
-) -> Block:
+    posts: pd.DataFrame, families: Iterable[str] | None = None, *, svd_dim: int = 32, n_top_tags: int = 200,
+    use_pid: bool = False, seed: int = 0, n_known: int | None = None, folder: Path | None = None,
+) -> Block:  # fmt: skip
     """Block "statistic": (n_posts, d) float32 from the six official files alone.
 
     Args:
@@ -221,20 +214,7 @@ def description(context: Context) -> pd.DataFrame:
     return pd.concat(frames, axis=1)
 
 
-FAMILIES: dict[str, Callable[[Context], pd.DataFrame]] = {
-    f.__name__: f
-    for f in (
-        profile,
-        account_age,
-        posting_time,
-        geo,
-        text_shape,
-        category,
-        counts,
-        top_tags,
-        title_svd,
-        tags_svd,
-        tag_neighbours,
-        description,
-    )
-}
+FAMILIES: dict[str, Callable[[Context], pd.DataFrame]] = {f.__name__: f for f in (
+    profile, account_age, posting_time, geo, text_shape, category, counts, top_tags, title_svd, tags_svd, tag_neighbours,
+    description,
+)}  # fmt: skip

@@ -102,19 +102,13 @@ def title_terms(
     n_distinct = len(distinct) if n_known is None else int(code[:n_known].max(initial=-1)) + 1
     least = {"word": 2, "char": 3}[unit]
     counter = CountVectorizer(
-        analyzer=unit,
-        ngram_range=(1, longest),
-        min_df=min(least, n_distinct),
-        max_features=MAX_TERMS[unit],
-        binary=unit == "word",
-        dtype=np.float32,
-    )
+        analyzer=unit, ngram_range=(1, longest), min_df=min(least, n_distinct), max_features=MAX_TERMS[unit],
+        binary=unit == "word", dtype=np.float32,
+    )  # fmt: skip
     try:
-        return (
-            counter.fit_transform(distinct)
-            if n_known is None
-            else counter.fit(distinct[:n_distinct]).transform(distinct)
-        )[code]
+        if n_known is None:
+            return counter.fit_transform(distinct)[code]
+        return counter.fit(distinct[:n_distinct]).transform(distinct)[code]
     except ValueError:  # sklearn's way to say that no term is common enough
         return sparse.csr_matrix((len(texts), 0), dtype=np.float32)
 

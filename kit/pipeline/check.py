@@ -173,14 +173,8 @@ def settings(steps: Sequence[Step], learners: list[str] | str, own_blocks: set[s
         own_blocks: blocks that the run holds, whoever made them.
     """
     known = {"model": learners, "scheme": ["auto", *SCHEMES, "matched", "file"]}
-    kinds = (
-        ("01", "scheme", "scheme"),
-        ("05", "model", "model"),
-        ("06", "models", "model"),
-        ("06", "schemes", "scheme"),
-    )
-    for number, name, kind in kinds:
-        values = _parameter(steps, number, name, [])
+    for number, name in (("01", "scheme"), ("05", "model"), ("06", "models"), ("06", "schemes")):
+        values, kind = _parameter(steps, number, name, []), name.removesuffix("s")
         for value in [values] if isinstance(values, str) else values:
             if value.partition(":")[0] not in known[kind] and not isinstance(known[kind], str):
                 text = f"{number}.{name}: no {kind} {value!r}; there are {', '.join(known[kind])}"

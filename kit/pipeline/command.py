@@ -166,43 +166,19 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--set", metavar="NN.NAME=VALUE", action="append", default=[], help="set a notebook parameter; see --list")
     add("--from", metavar="NN", dest="start", type=step_number, help="leave the steps before NN as they are")
     add("--only", metavar="NN", type=step_number, help="look at one step only")
-    add(
-        "--force",
-        metavar="NN",
-        action="append",
-        default=[],
-        type=step_number,
-        help="run NN anew: nothing it has kept is read",
-    )
-    add(
-        "--accept",
-        metavar="NN",
-        action="append",
-        default=[],
-        type=step_number,
-        help="keep the results of NN as they are",
-    )
-    add("--without", metavar="NN", action="append", default=[], type=step_number, help="leave NN out of this call")
+    steps: dict[str, Any] = {"metavar": "NN", "action": "append", "default": [], "type": step_number}
+    add("--force", **steps, help="run NN anew: nothing it has kept is read")
+    add("--accept", **steps, help="keep the results of NN as they are")
+    add("--without", **steps, help="leave NN out of this call")
     add("--list", action="store_true", help="show steps, their state and parameters; run nothing")
-    add(
-        "--engine",
-        choices=ENGINES,
-        default=ENGINES[0],
-        help="who does encoding, folds and fits: this machine, or a Ray cluster",
-    )
+    engine = "who does encoding, folds and fits: this machine, or a Ray cluster"
+    add("--engine", choices=ENGINES, default=ENGINES[0], help=engine)
     add("--check", action="store_true", help="check machine, packages, data and parameters; run nothing")
-    add(
-        "--lab",
-        action="store_true",
-        help="JupyterLab on working copies of a run's notebooks; what follows -- goes to Jupyter",
-    )
+    lab = "JupyterLab on working copies of a run's notebooks; what follows -- goes to Jupyter"
+    add("--lab", action="store_true", help=lab)
     add("--compare", metavar="RUN", nargs=2, help="print in what two finished runs differ")
-    add(
-        "--export-blocks",
-        metavar=("FILE", "NAME"),
-        nargs="+",
-        help="write blocks of the run (default: all) into a file",
-    )
+    export = "write blocks of the run (default: all) into a file"
+    add("--export-blocks", metavar=("FILE", "NAME"), nargs="+", help=export)
     add("--import-blocks", metavar="FILE", nargs=1, help="read the blocks of such a file into the run")
     add("--test", nargs=argparse.REMAINDER, help="run the test suite; what follows goes to pytest")
     own = arguments[: arguments.index("--")] if "--lab" in arguments and "--" in arguments else arguments

@@ -147,13 +147,8 @@ def _cell_failed(error: Any, notebook: Path) -> StepFailed:
     if error.ename == "InputError":  # a mistake of the user: the message is all there is to say
         return StepFailed(error.evalue, notebook=notebook, status=2)
     trace = [line for line in _plain("\n".join(error.traceback)).splitlines() if line.strip()]
-    return StepFailed(
-        f"{error.ename}: {error.evalue}",
-        _section(notebook, error.cell_index),
-        error.exec_count or 0,
-        trace[-12:-1],
-        notebook,
-    )
+    section = _section(notebook, error.cell_index)
+    return StepFailed(f"{error.ename}: {error.evalue}", section, error.exec_count or 0, trace[-12:-1], notebook)
 
 
 def _section(notebook: Path, cell_index: int) -> str:

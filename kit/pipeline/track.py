@@ -130,11 +130,8 @@ def _differences(first: Mapping, second: Mapping, values: bool) -> Iterator[str]
     for name in {**first, **second}:
         old, new = (found.get(name, "(not there)") for found in (first, second))
         if old != new:
-            yield (
-                f"{name}: {old} -> {new}"
-                if values
-                else f"{name} {'differs' if name in first and name in second else 'is in one only'}"
-            )  # noqa: E501
+            one = "differs" if name in first and name in second else "is in one only"
+            yield f"{name}: {old} -> {new}" if values else f"{name} {one}"
 
 
 def _score_table(run_dir: Path) -> pd.DataFrame:

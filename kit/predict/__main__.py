@@ -24,14 +24,8 @@ from kit.run.marks import read_mark
 from kit.run.tuned import TUNED
 
 LEVEL = 0.9  # of the range: share of the out-of-fold predictions that such ranges hold
-MAKERS = (
-    "02_prototypes",
-    "03_clip_ft",
-    "04_features",
-    "06_gbdt_folds",
-    "07_blend",
-)  # steps whose code must be that of now
-NEEDED = MAKERS[2:]
+NEEDED = ("04_features", "06_gbdt_folds", "07_blend")
+MAKERS = ("02_prototypes", "03_clip_ft", *NEEDED)  # steps whose code must be that of now
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kit.base.files import atomic_path, read_json
+from kit.base.files import read_json, write_npz
 from kit.release.texts import post_texts
 from kit.run.block import Block
 from kit.run.directory import Run
@@ -82,18 +82,15 @@ def _clip_ft_blocks(
 ):
     """Blocks of CLIP_FT by the model trained on all posts to learn from, as test posts have them."""
     import torch
-    from safetensors.torch import load_file
 
     from kit.clip_ft import export, prototypes
     from kit.clip_ft.texts import TextBank
-    from kit.clip_ft.train import Settings, TrainingData, build_model, tower_dtype
+    from kit.clip_ft.train import Settings, TrainingData, open_trained, tower_dtype
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.text.place(device, precision)
     made = prototypes.load_prototypes(run.dir / "prototypes")
-    kept = {name: own[name] for name in ("n_ctx", "tau_s", "tau_prototype", "heads", "share_projection", "seed")}
-    trained = build_model(model, made, Settings(**kept), device)
-    trained.load_own_state(load_file(run.dir / "clip_ft" / "model.safetensors"))
+    trained = open_trained(model, made, own, run.dir / "clip_ft", device)
     dtype = tower_dtype(Settings().precision, device)
     bank = TextBank(model.text, texts, cache_share=own["cache_share"], mask_sot=own["mask_sot"], dtype=dtype)
     data = TrainingData(
@@ -117,8 +114,7 @@ def main(arguments: list[str]) -> None:
     run_dir, posts, out, *wanted = arguments
     with tempfile.TemporaryDirectory() as folder:
         found, ok = encode(Run.open(run_dir), pd.read_parquet(posts), wanted, Path(folder))
-    with atomic_path(Path(out)) as temporary:
-        np.savez(temporary, image_ok=ok, **{name: found[name] for name in wanted})
+    write_npz(Path(out), image_ok=ok, **{name: found[name] for name in wanted})
 
 
 if __name__ == "__main__":

@@ -69,12 +69,7 @@ def model_home(run: Run, posts: pd.DataFrame) -> Path:
 
 
 def final_predictions(
-    run: Run,
-    posts: pd.DataFrame,
-    rows: np.ndarray,
-    blocks: Mapping[str, Block],
-    models: Sequence[str],
-    folder: Path,
+    run: Run, posts: pd.DataFrame, rows: np.ndarray, blocks: Mapping[str, Block], models: Sequence[str], folder: Path
 ) -> dict[str, np.ndarray]:
     """Model -> (n_new,) what its fit on all train posts says of the rows.
 

@@ -18,16 +18,8 @@ ROLES = {  # file of a release -> the fields of a JSON object that go there; all
     "text": ("Title", "Alltags"), "category": ("Category", "Subcategory", "Concept"),
     "time": ("Postdate", "Latitude", "Longitude", "Geoaccuracy"), "user": (), "additional": (),
 }  # fmt: skip
-EXPECTED = (
-    "Title",
-    "Alltags",
-    "Category",
-    "Subcategory",
-    "Concept",
-    "Postdate",
-    IMAGE,
-)  # whose absence is worth a word
 CLASSES = ("Category", "Subcategory", "Concept")
+EXPECTED = ("Title", "Alltags", *CLASSES, "Postdate", IMAGE)  # whose absence is worth a word
 
 
 def read_new(path: Path, folder: Path) -> tuple[pd.DataFrame, list[str]]:

@@ -16,6 +16,7 @@ import stat
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -105,7 +106,7 @@ def group_by_content(paths: Sequence[str], n_threads: int = 8) -> np.ndarray:
     Size and last 4 KiB settle nearly all files; only those that still look alike are read in full.
     """
     keys: list = [file_size(path) for path in paths]
-    for read in (_tail, _content_hash):
+    for read in (partial(_hash, last=4096), _hash):
         count = Counter(keys)
         alike = [row for row, key in enumerate(keys) if count[key] > 1 and not isinstance(key, str)]
         with ThreadPoolExecutor(n_threads) as pool:
@@ -215,18 +216,11 @@ def _gather(pending: list) -> tuple[np.ndarray, list[str]]:
     return np.stack(pixels), list(reasons)
 
 
-def _tail(path: str) -> bytes:
+def _hash(path: str, last: int | None = None) -> bytes:
+    """Of a file, or of its last bytes alone."""
     try:
         with open(path, "rb") as handle:
-            handle.seek(max(0, os.path.getsize(path) - 4096))
+            handle.seek(max(0, os.path.getsize(path) - last) if last else 0)
             return hashlib.blake2b(handle.read(), digest_size=16).digest()
     except OSError:
         return path.encode()  # stands alone; decoding will tell why
-
-
-def _content_hash(path: str) -> bytes:
-    try:
-        with open(path, "rb") as handle:
-            return hashlib.blake2b(handle.read(), digest_size=16).digest()
-    except OSError:
-        return path.encode()

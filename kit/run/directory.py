@@ -29,6 +29,8 @@ from kit.base.files import (
     read_json,
     write_atomic,
     write_json,
+    write_npz,
+    write_table,
 )
 from kit.base.machine import loaded_versions
 from kit.base.paths import resolve, shown
@@ -93,8 +95,7 @@ class Run:
 
     def write_posts(self, posts: pd.DataFrame) -> None:
         """Save the posts table as ``posts.parquet``."""
-        with atomic_path(self.output("posts.parquet")) as temporary:
-            posts.to_parquet(temporary, index=False)
+        write_table(self.output("posts.parquet"), posts)
 
     def posts(self) -> pd.DataFrame:
         """The posts table (see ``kit.release.smpd``), train rows then test rows in the official order."""
@@ -118,8 +119,7 @@ class Run:
         with atomic_path(self.output(f"blocks/{block.name}/values.npy")) as temporary:
             save_values(temporary, block.values)
         if block.pca:
-            with atomic_path(self.output(f"blocks/{block.name}/{PCA}")) as temporary:
-                np.savez(temporary, **block.pca)
+            write_npz(self.output(f"blocks/{block.name}/{PCA}"), **block.pca)
         self._write_meta(block, imported)
 
     @contextlib.contextmanager
@@ -247,10 +247,8 @@ class Run:
 
     def write_table(self, name: str, table: pd.DataFrame, index: bool = False) -> None:
         """Save a table as ``tables/<name>.csv``; a run opened to read keeps its own."""
-        if not self.write:
-            return
-        with atomic_path(self.output(f"tables/{name}.csv")) as temporary:
-            table.to_csv(temporary, index=index)
+        if self.write:
+            write_table(self.output(f"tables/{name}.csv"), table, index)
 
     def read_table(self, name: str, **options: Any) -> pd.DataFrame:
         """The table ``tables/<name>.csv`` an earlier step wrote."""

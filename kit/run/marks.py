@@ -40,13 +40,8 @@ def write_record(run_dir: Path, step: str, **told: Any) -> dict:
         "parameters": json.loads(os.environ.get(PARAMETERS, "null")), "packages": package_versions(),
         "kit": kit.__version__, "python": platform.python_version(), "system": platform.platform(),
     }  # fmt: skip
-    record = {
-        "step": step,
-        **told,
-        "peak_mb": peak_memory_mb(),
-        "by_hand": HEADLESS not in os.environ,
-        "made_with": made_with,
-    }
+    record = {"step": step, **told, "peak_mb": peak_memory_mb(), "by_hand": HEADLESS not in os.environ}
+    record["made_with"] = made_with
     write_json(pending_path(run_dir, step), record)
     return record
 

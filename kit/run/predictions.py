@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kit.base.errors import InputError
-from kit.base.files import atomic_path
+from kit.base.files import write_table
 from kit.base.metrics import mae, src
 from kit.run.directory import Run
 from kit.run.folds import TEST, Folds
@@ -29,8 +29,7 @@ def write_folds(path: Path, posts: pd.DataFrame, cuts: Mapping[str, Folds]) -> N
         table[scheme] = folds.fold[train]
         if folds.withheld.any():
             table[f"{scheme}_withheld"] = [" ".join(map(str, np.flatnonzero(row))) for row in folds.withheld.T[train]]
-    with atomic_path(path) as temporary:
-        pd.DataFrame(table).to_csv(temporary, index=False)
+    write_table(path, pd.DataFrame(table))
 
 
 def read_folds(run: Run, posts: pd.DataFrame, scheme: str) -> Folds:
@@ -72,8 +71,7 @@ def which_schemes(run: Run, asked: Iterable[str]) -> list[str]:
 
 def write_predictions(path: Path, table: pd.DataFrame) -> None:
     """Save a prediction table as parquet."""
-    with atomic_path(path) as temporary:
-        table.to_parquet(temporary, index=False)
+    write_table(path, table)
 
 
 def read_predictions(path: Path, posts: pd.DataFrame, made_by: str = "06_gbdt_folds") -> pd.DataFrame:
@@ -101,7 +99,7 @@ def write_fused(
     """
     prediction = oof.copy()
     prediction[fold == TEST] = test
-    write_predictions(path, pd.DataFrame({"Pid": posts["Pid"], "fold": fold, "prediction": prediction, **how}))
+    write_table(path, pd.DataFrame({"Pid": posts["Pid"], "fold": fold, "prediction": prediction, **how}))
 
 
 def read_fused(run: Run, posts: pd.DataFrame) -> tuple[pd.DataFrame, str, str, str]:

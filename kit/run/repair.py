@@ -61,8 +61,5 @@ def _safetensors_bytes(path: Path) -> int:
     with open(path, "rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         header = json.loads(handle.read(min(length, path.stat().st_size)))
-    return (
-        8
-        + length
-        + max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    )
+    ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    return 8 + length + max(ends, default=0)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.base.code import code_of
-from kit.base.files import atomic_path, digest, read_json, write_json
+from kit.base.files import atomic_path, digest, read_json, write_json, write_npz
 from kit.encoders.bulk import libraries, mtime_ns, usual_batch
 from kit.encoders.encoders import ImageEncoder, TextEncoder
 from kit.release.images import ImageDataset, file_size
@@ -127,8 +127,7 @@ def keep_activations(encoder: ImageEncoder | TextEncoder, items: Sequence[str], 
         top(*kept.batch(some, device)).cpu().numpy() for some in np.array_split(places, math.ceil(len(places) / 64))
     ]
     vectors = np.concatenate(parts)[np.argsort(places)]
-    with atomic_path(folder / "items.npz") as temporary:
-        np.savez(temporary, starts=starts, vectors=vectors, item=np.where(ok[item], item, -1))
+    write_npz(folder / "items.npz", starts=starts, vectors=vectors, item=np.where(ok[item], item, -1))
     write_json(folder / STAMP, stamp)
     return stamp
 

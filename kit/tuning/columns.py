@@ -18,7 +18,7 @@ import pandas as pd
 
 from kit.base.code import code_of
 from kit.base.errors import InputError
-from kit.base.files import atomic_path, digest, hash_array, write_json
+from kit.base.files import digest, hash_array, read_npz, write_json, write_npz
 from kit.base.metrics import mae, src
 from kit.base.tasks import machine_shape, map_tasks
 from kit.encoders.baselines import credit
@@ -109,10 +109,7 @@ class TuneTask:
     key: str
 
     def is_done(self) -> bool:
-        if not self.path.is_file():
-            return False
-        with np.load(self.path) as kept:
-            return str(kept["key"]) == self.key
+        return read_npz(self.path, self.key) is not None
 
     def __str__(self) -> str:
         return f"{self.source[0]} for {self.path.parent}"
@@ -134,8 +131,7 @@ def tune_fit(task: TuneTask) -> None:
         fit, stop = inner_holdout(posts, taught, HELD_OUT, task.seed)
         column[asked], frozen[asked], loss = tuned_predictions(top, kept, label, fit, stop, asked, task.seed, device)
         losses.append(loss)
-    with atomic_path(task.path) as temporary:
-        np.savez(temporary, key=task.key, column=column, frozen=frozen, losses=losses)
+    write_npz(task.path, key=task.key, column=column, frozen=frozen, losses=losses)
 
 
 def _keep_below(source: tuple[str, str, Path], items: list[str], folder: Path) -> str:

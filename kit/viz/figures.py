@@ -316,15 +316,9 @@ def shot_coverage(coverage: pd.DataFrame) -> Figure:
     for ax, what in zip(axes[0], ("months", "concepts", "users"), strict=True):
         for kind, colour in (("random", COLOURS["actual"]), ("shots", COLOURS["predicted"])):
             share = 100 * coverage[f"{what}_{kind}"] / coverage[what].clip(lower=1)
-            ax.plot(
-                np.sort(share)[::-1], color=colour, label="three-stage sampling" if kind == "shots" else "at random"
-            )
-        ax.set(
-            title=f"{what.capitalize()} covered",
-            xlabel="classes, best first",
-            ylabel="share of the class (%)",
-            ylim=(0, 103),
-        )
+            ax.plot(np.sort(share)[::-1], color=colour, label={"shots": "three-stage sampling"}.get(kind, "at random"))
+        ax.set(title=f"{what.capitalize()} covered", ylim=(0, 103))
+        ax.set(xlabel="classes, best first", ylabel="share of the class (%)")
     axes[0, 0].legend(loc="lower left")
     return figure
 
@@ -366,13 +360,8 @@ class Shown(Figure):
 
 
 def grid(
-    n_rows: int,
-    n_columns: int,
-    width: float,
-    height: float,
-    share_y: bool = False,
-    widths: Sequence[float] | None = None,
-) -> tuple[Figure, np.ndarray]:
+    n_rows: int, n_columns: int, width: float, height: float, share_y: bool = False, widths: Sequence[float] | None = None
+) -> tuple[Figure, np.ndarray]:  # fmt: skip
     """A figure with its axes, made without pyplot so that nothing is kept open or shown twice."""
     figure = Shown(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(n_rows, n_columns, squeeze=False, sharey=share_y, width_ratios=widths)

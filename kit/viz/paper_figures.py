@@ -18,18 +18,7 @@ SIDES = ("lowest", "highest", "random")
 MODEL_MARKS = {"lightgbm": "o", "catboost": "s", "author_ridge": "^", "fusion": "D"}
 METRICS = {"src": "SRC (higher is better)", "mae": "MAE (lower is better)"}
 MIN_CLASS_POSTS = 30  # fewer, and a class's SRC is mostly noise
-CLASS_COLOURS = (
-    "#31688e",
-    "#e07b39",
-    "#2a9d8f",
-    "#b5446e",
-    "#8a6fb0",
-    "#e0a03a",
-    "#4c78a8",
-    "#7a8b3c",
-    "#c0524a",
-    "#5f6b7a",
-)
+CLASS_COLOURS = "#31688e #e07b39 #2a9d8f #b5446e #8a6fb0 #e0a03a #4c78a8 #7a8b3c #c0524a #5f6b7a".split()
 CLASS_MARKS = "os^D"  # the next one for every ten classes
 
 
@@ -171,20 +160,13 @@ def alignment(classes: pd.DataFrame, note: str = "") -> Figure:
     for ax, (metric, label) in zip(axes[0], METRICS.items(), strict=True):
         ax.scatter(small["cosine"], small[metric], s=12, color=SOFT, alpha=0.7, label="a subcategory")
         for place, row in enumerate(large.itertuples()):
-            colour, mark = (
-                CLASS_COLOURS[place % len(CLASS_COLOURS)],
-                CLASS_MARKS[place // len(CLASS_COLOURS) % len(CLASS_MARKS)],
-            )
-            ax.scatter(
-                row.cosine,
-                getattr(row, metric),
-                s=70,
-                color=colour,
-                marker=mark,
-                edgecolor="white",
-                label=row.name,
-                zorder=3,
-            )
+            turn, colour = divmod(place, len(CLASS_COLOURS))
+            look = {
+                "color": CLASS_COLOURS[colour],
+                "marker": CLASS_MARKS[turn % len(CLASS_MARKS)],
+                "edgecolor": "white",
+            }
+            ax.scatter(row.cosine, getattr(row, metric), s=70, **look, label=row.name, zorder=3)
         rho = small[["cosine", metric]].corr("spearman").iloc[0, 1] if len(small) > 2 else np.nan
         ax.set(xlabel="mean image-text cosine of the class, frozen CLIP", ylabel=label,
                title=f"Spearman over {len(small)} subcategories: {rho:+.2f}")  # fmt: skip

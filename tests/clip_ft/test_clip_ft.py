@@ -370,7 +370,8 @@ def test_identity_start_knows_separable_classes(clip):
     """At step 0 the prototypes classify already: cross-entropy below ln 77 on 77 separable classes."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((77, DIM)).astype(np.float32)
-    model = ClipFT(clip.text, [f"class {i}" for i in range(77)], centres, centres, n_ctx=4, heads=4).eval()
+    names = [f"class {i}" for i in range(77)]
+    model = ClipFT(clip, Prototypes(names, names, centres, centres, pd.DataFrame()), SMALL).eval()
     image = torch.from_numpy(centres + 0.2 * rng.standard_normal(centres.shape).astype(np.float32))
     x, (v, t) = both(model.projection(image, model.visual, model.textual))
     logits = (prototype_cosine(x, v) + prototype_cosine(x, t)) / 2 / 0.07
@@ -496,7 +497,7 @@ def test_an_edited_loss_trains_anew(clip, posts, tmp_path, monkeypatch):
     assert edited != source
     (tmp_path / "kit" / "clip_ft" / "model.py").write_text(edited)
     monkeypatch.setattr(code, "PACKAGE", tmp_path / "kit")
-    exec(edited, module := {"__name__": "edited"})
+    exec(edited, module := {"__name__": ClipFT.__module__})  # where its dataclass looks for names
     monkeypatch.setattr(train_module, "class_losses", module["class_losses"])
     after = train(clip, bank, prototypes, data, SMALL, tmp_path).history
     assert (after["train_loss"].dropna() > before["train_loss"].dropna() + 0.01).all()

@@ -24,12 +24,9 @@ from kit.viz.explore import towers
 from kit.viz.explore.opened import Opened
 
 ASKED = ("hour", "weekday", "tags", "title", "image")
-OWN = {
-    "posting_time": {"time"},
-    "account_age": {"time"},
-    "text_shape": {"title", "tags"},
-}  # families of one post -> read
-PAST = {  # families that read other posts, too, and stay the same for these
+# families of columns -> what they read of a post: of that post alone; of others, too, which stay the same
+OWN = {"posting_time": {"time"}, "account_age": {"time"}, "text_shape": {"title", "tags"}}
+PAST = {
     "counts": {"time", "title"}, "tag_frequency": {"time", "tags"}, "tag_history": {"time", "tags"},
     "author_history": {"time"}, "album_so_far": {"time", "title"}, "vocabulary_so_far": {"time", "tags"},
     "windows": {"time", "title", "tags"},
@@ -114,21 +111,16 @@ def block_rows(opened: Opened, row: int, changed: pd.DataFrame, blocks: Sequence
         block = opened.run.read_block(name)
         rows[name] = np.repeat(np.asarray(block.values[row : row + 1], np.float32), len(changed), axis=0)
         if name in ROOMS:
-            own = [*_own(opened, row, changed, changes), *_codes(opened, row, changed, changes, block.columns)]
-            frames = [
-                *own,
-                *_past(opened, row, changed, changes, name),
-                *_decomposed(opened, row, changed, changes, block),
-            ]
+            frames = _own(opened, row, changed, changes) + _codes(opened, row, changed, changes, block.columns)
+            frames += _past(opened, row, changed, changes, name) + _decomposed(opened, row, changed, changes, block)
             _lay(rows[name], block.columns, frames)
         if name == "clip" and changes & {"title", "tags", "image"} and opened.run.has_block("clip_image"):
             _lay(rows[name], block.columns, [_clip(opened, row, changed, changes, block.columns)])
     return rows
 
 
-Pair = tuple[
-    pd.DataFrame, pd.DataFrame
-]  # columns of the changed posts (n_variants rows), and of the post itself (1 row)
+# columns of the changed posts (n_variants rows), and of the post itself (1 row)
+Pair = tuple[pd.DataFrame, pd.DataFrame]
 
 
 def _lay(rows: np.ndarray, columns: Sequence[str], frames: Sequence[Pair]) -> None:
@@ -239,11 +231,7 @@ def _clip(opened: Opened, row: int, changed: pd.DataFrame, changes: set[str], co
     image, text = (np.asarray(run.read_block(name).values) for name in ("clip_image", "clip_text"))
     ok = run.read_table("image_ok")["image_ok"].to_numpy()
     table, size = extended(opened, row, changed).iloc[n:], len(changed) + 1
-    new_image, new_text, new_ok = (
-        np.repeat(image[[row]], size, 0),
-        np.repeat(text[[row]], size, 0),
-        np.repeat(ok[row], size),
-    )
+    new_image, new_text, new_ok = (np.repeat(values[[row]], size, 0) for values in (image, text, ok))
     if "image" in changes:
         new_image, new_ok = towers.encode_images(run.dir, table["image_path"].tolist()), np.full(size, True)
         new_ok[-1] = ok[row]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -60,16 +60,6 @@ def thumbnail(path: str, side_px: int) -> str:
 def bars_html(rows: Sequence[tuple[str, str, float]], head: str) -> str:
     """Rows of name, note and value as bars below a line of text; a fragment of HTML."""
     return page("told_bars", {"head": head, "rows": _bars(rows)})
-
-
-def words_html(told: Mapping[str, Any]) -> str:
-    """`seen.Words` for people."""
-    return page("words", told)
-
-
-def why_html(found: Any) -> str:
-    """`Why` as bars."""
-    return page("why", why_rows(found))
 
 
 def why_rows(found: Any) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Words:
         by_head = [self.classes[self.classes["head"] == head] for head in heads]
         lines = [[(part["class"].iloc[i], part["probability"].iloc[i], part["class"].iloc[i] == self.name) for part in by_head]
                  for i in range(len(by_head[0]))]  # fmt: skip
-        return page.words_html({
+        return page.page("words", {
             "name": self.name, "model": self.model, "heads": heads, "classes": lines,
             "tokens": [{"word": one.word, "weight": one.weight, "shade": round(0.7 * one.weight / most, 2)}
                        for one in self.tokens.itertuples()],
@@ -101,11 +101,10 @@ def _look(run_dir: Path, folder: Path, asked: dict[str, Any], text: str, image: 
 
     from kit.clip_ft.alignment import token_weights
     from kit.clip_ft.texts import TextBank
+    from kit.clip_ft.train import SHAPE
     from kit.clip_ft.words import word_of
 
-    model, clip = _model(
-        run_dir, folder, tuple(sorted((name, value) for name, value in asked.items() if name in SETTINGS))
-    )
+    model, clip = _model(run_dir, folder, tuple((name, asked[name]) for name in SHAPE))
     bank = TextBank(clip.text, [text], mask_sot=asked.get("mask_sot", True))
     with torch.no_grad():
         pooled, tokens, mask = bank.batch(np.array([0]))
@@ -130,21 +129,14 @@ def _look(run_dir: Path, folder: Path, asked: dict[str, Any], text: str, image: 
     }  # fmt: skip
 
 
-SETTINGS = ("n_ctx", "tau_s", "tau_prototype", "heads", "share_projection", "seed")
-
-
 @towers.once
 def _model(run_dir: Path, folder: Path, settings: tuple[tuple[str, Any], ...]) -> tuple[Any, Any]:
     """A trained CLIP_FT, and its CLIP."""
-    from safetensors.torch import load_file
-
     from kit.clip_ft.prototypes import load_prototypes
-    from kit.clip_ft.train import Settings, build_model
+    from kit.clip_ft.train import open_trained
 
     clip = towers.clip_of(run_dir)
-    model = build_model(clip, load_prototypes(run_dir / "prototypes"), Settings(**dict(settings)))
-    model.load_own_state(load_file(folder / "model.safetensors"))
-    return model.eval(), clip
+    return open_trained(clip, load_prototypes(run_dir / "prototypes"), dict(settings), folder), clip
 
 
 def _nearest_words(tower: Any, context: Any) -> list[tuple[str, float]]:

@@ -38,7 +38,7 @@ class Why:
     models: pd.DataFrame
 
     def _repr_html_(self) -> str:
-        return page.why_html(self)
+        return page.page("why", page.why_rows(self))
 
 
 def why(opened: Opened, pid: str | int) -> Why:
