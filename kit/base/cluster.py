@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
@@ -19,14 +20,8 @@ RETRIES = 3  # of a task whose process or machine is lost
 AHEAD = 3  # tasks handed to Ray for each that can run: it holds the arguments of those in memory
 ANSWER_S = 10  # until a cluster's port must answer
 WAIT_S, WAITS = 10, 6  # how long to wait for a task, and how often while no machine is left that could do it
-HANDED_OVER = (
-    "OMP_",
-    "PYTHON",
-    "TOKENIZERS_",
-    "HF_",
-    "TORCH_",
-    "KIT_",
-)  # variables beginning so; Ray's workers inherit none
+# variables beginning so; Ray's workers inherit none
+HANDED_OVER = ("OMP_", "PYTHON", "TOKENIZERS_", "HF_", "TORCH_", "KIT_")
 GO_ON = "the same command goes on from what is finished"
 NO_RAY = "--engine ray: Ray is not installed: .venv/bin/python -m pip install -e '.[ray]'"
 NO_CLUSTER = (
@@ -34,15 +29,15 @@ NO_CLUSTER = (
     "--address=HEAD:6379` on the other machines, or under Slurm `srun ray symmetric-run ...`; RAY_ADDRESS names another head "
     "(README, \"More machines\")"
 )  # fmt: skip
-_shared: dict[Any, Any] = {}  # in a worker: what the tasks of a call have in common
 
 
 @contextlib.contextmanager
-def connected(cpus: int = 1) -> Iterator[Any]:
+def connected(stay: bool = False) -> Iterator[Any]:
     """The module ``ray``, connected to RAY_ADDRESS or the cluster of this machine; its workers end with the block.
 
     Args:
-        cpus: threads of each task's libraries.
+        stay: they do not, unless the block fails: tasks of a later one find them with their libraries loaded. They end with
+            this process at the latest.
     Raises:
         InputError: Ray is not installed, or no cluster answers.
     """
@@ -51,20 +46,20 @@ def connected(cpus: int = 1) -> Iterator[Any]:
     except ImportError as error:
         raise InputError(NO_RAY) from error
     address = os.environ.get("RAY_ADDRESS") or _last_started()
-    environment = {name: value for name, value in os.environ.items() if name.startswith(HANDED_OVER)}
-    for name in (HEADLESS, PARAMETERS, ENGINE):  # of this process alone
-        environment.pop(name, None)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT_ROOT), environment.get("PYTHONPATH"))))
     try:
         _knock(address)
-        runtime = {"env_vars": environment | task_environment(cpus)}
-        ray.init(address=address, runtime_env=runtime, logging_level="ERROR", configure_logging=True)
+        if not ray.is_initialized():
+            ray.init(address=address, logging_level="ERROR", configure_logging=True)
+            atexit.register(ray.shutdown)  # before Ray's own, which waits for messages
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise InputError(NO_CLUSTER.format(address=address, error=type(error).__name__)) from error
+    failed = True
     try:
         yield ray
+        failed = False
     finally:
-        ray.shutdown()
+        if failed or not stay:
+            ray.shutdown()
 
 
 def _last_started() -> str:
@@ -92,22 +87,23 @@ def machines(ray: Any) -> list[tuple[str, str, int, int]]:
 @functools.cache
 def cluster_shape() -> tuple[int, int]:
     """Cores and GPUs of the smallest machine; where some have GPUs, of those. Asked once, so that all tasks are cut alike."""
-    with connected() as ray:
+    with connected(stay=True) as ray:
         return _smallest(machines(ray))
 
 
 def map_on_cluster(fn: Callable, items: Sequence, common: Any, cpus: int, gpus: int, label: str) -> Iterator:
     """``kit.base.tasks.map_tasks`` on the machines of a cluster."""
     cpus = _cpus(cpus, gpus)
-    with connected(cpus) as ray:
-        call = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, max_calls=0)(_call)  # 0: a process stays
-        shared = (
-            [] if common is None else [ray.put(common)]
-        )  # in a list it arrives as a reference, followed once a process
+    with connected(stay=common is None and not gpus) as ray:  # else their memory is not free for what comes next
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES, "max_calls": 0}  # 0: a process stays
+        call = ray.remote(runtime_env=_surroundings(cpus), **options)(_call)
+        # in a list it arrives as a reference, followed once a process
+        shared = [] if common is None else [ray.put(common)]
         rooms = [min(cores // cpus, has // gpus if gpus else cores) for *_, cores, has in machines(ray)]
         waiting, running, n_waits = iter(enumerate(items)), {}, 0
+        ahead = 1  # until a first task is done: Ray starts workers for those that wait, too
         while True:
-            for place, item in islice(waiting, max(1, AHEAD * sum(rooms)) - len(running)):
+            for place, item in islice(waiting, max(1, ahead * sum(rooms)) - len(running)):
                 running[call.remote(fn, os.getcwd(), shared, item)] = place
             if not running:
                 return
@@ -118,7 +114,7 @@ def map_on_cluster(fn: Callable, items: Sequence, common: Any, cpus: int, gpus: 
                     f"{label}: no machine of the cluster is left with {cpus} cores and {gpus} GPUs; {GO_ON}"
                 )
             for reference in done:
-                place = running.pop(reference)
+                place, ahead = running.pop(reference), AHEAD
                 yield place, _result(ray, reference, f"{label} {place + 1} ({str(items[place])[:200]})")
 
 
@@ -126,7 +122,7 @@ def ask_each_machine(fn: Callable, item: Any) -> Iterator[tuple[str, Any]]:
     """Each machine that takes tasks, in words, and fn(item) there; the exception where there is none."""
     with connected() as ray:
         on = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        call = ray.remote(max_retries=0)(_call)
+        call = ray.remote(runtime_env=_surroundings(1), max_retries=0)(_call)
         asked = {
             f"{address} ({cores} cores, {gpus} GPUs)":
             call.options(scheduling_strategy=on(node, soft=False)).remote(fn, os.getcwd(), [], item)
@@ -167,14 +163,23 @@ def _cpus(cpus: int, gpus: int) -> int:
     return min(cpus or max(1, cores * gpus // has if gpus else cores), cores)
 
 
+def _surroundings(cpus: int) -> dict[str, dict[str, str]]:
+    """The variables of a worker, whose libraries get so many threads; from the cluster it inherits none of them."""
+    variables = {name: value for name, value in os.environ.items() if name.startswith(HANDED_OVER)}
+    for name in (HEADLESS, PARAMETERS, ENGINE):  # of this process alone
+        variables.pop(name, None)
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT_ROOT), variables.get("PYTHONPATH"))))
+    return {"env_vars": variables | task_environment(cpus)}
+
+
 def _call(fn: Callable, folder: str, shared: list, item: Any) -> Any:
     """In a worker."""
     os.chdir(folder)  # relative paths mean the same as where the tasks come from
-    if not shared:
-        return fn(item)
-    if shared[0] not in _shared:
-        import ray
+    return fn(*map(_fetched, shared), item)
 
-        _shared.clear()
-        _shared[shared[0]] = ray.get(shared[0])
-    return fn(_shared[shared[0]], item)
+
+@functools.cache
+def _fetched(reference: Any) -> Any:
+    import ray
+
+    return ray.get(reference)

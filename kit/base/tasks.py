@@ -80,9 +80,8 @@ def _in_workers(
 ) -> Iterator:
     """Pools of workers until nothing is left: a dead worker ends its pool, and the next one goes on with what is missing."""
     left, deaths, context = dict(enumerate(items)), Counter(), get_context("spawn")
-    common = (
-        None if common is None else pickle.dumps(common)
-    )  # loaded by a worker once it knows its threads and devices
+    # loaded by a worker once it knows its threads and devices
+    common = None if common is None else pickle.dumps(common)
     while left:
         begun, free, others = context.RawArray("q", len(items)), context.SimpleQueue(), set(active_children())
         for device in devices:

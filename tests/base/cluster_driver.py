@@ -85,6 +85,11 @@ def die(number: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def who(number: int) -> int:
+    time.sleep(0.3)
+    return os.getpid()
+
+
 def look(common: np.ndarray, number: int) -> tuple:
     variables = [os.environ.get(name) for name in ("OMP_NUM_THREADS", "PYTHONHASHSEED", "KIT_ENGINE", "KIT_PIPELINE")]
     return os.getpid(), os.getcwd(), float(common.sum()), machine_shape(), variables
@@ -95,7 +100,10 @@ def look_around(folder: Path) -> None:
     print(*machines.cluster(folder, PROJECT_ROOT), sep="\n")
     os.chdir(folder)
     os.environ |= {"PYTHONHASHSEED": "7", "KIT_PIPELINE": "1"}
+    first, second = ({*dict(map_tasks(who, range(4), label="who")).values()} for _ in range(2))
     print(machine_shape(), dict(map_tasks(look, range(4), common=np.ones(10**6), label="look")))
+    third = {*dict(map_tasks(who, range(4), label="who")).values()}
+    print("processes stay:", bool(first & second), "and end:", not (first | second) & third)
     for fn, items, retries in ((refuse, range(4), 3), (die, [1], 0)):
         cluster.RETRIES = retries
         try:

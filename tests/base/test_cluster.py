@@ -146,6 +146,7 @@ def test_machines_surroundings_and_errors(machines, tmp_path):
         assert f"{MACHINES[name]} (1 cores, 0 GPUs): packages, code, data and run as here" in said
     assert not list(tmp_path.glob(".*"))  # nothing of the probes is left
     assert f"'{tmp_path}', 1000000.0, (" in said and "['1', '7', None, None]" in said
+    assert "processes stay: True and end: True" in said  # a batch with something in common ends them
     assert "InputError the second one is wrong" in said
     assert "InputError fits 1 (1): its process or machine was lost 1 times, last by WorkerCrashedError" in said
     began = {int((tmp_path / name).read_text()) for name in ("0", "1")}
