@@ -160,7 +160,9 @@ def test_boosters_learn_from_the_column(made, tmp_path):
     run = Run(made_run.dir, write=True)
     run.write_block(tiny_block(posts))
     folds = cut(posts)["user"]
-    training = Training("lightgbm", {"learning_rate": 0.2, "min_child_samples": 5}, rounds=40, patience=10, final=True)
+    training = Training(
+        "lightgbm", {"learning_rate": 0.05, "min_child_samples": 5}, rounds=150, patience=20, final=True
+    )
     places = {"out_dir": tmp_path / "without", "taught_dir": tmp_path / "taught"}
     task = FitTask(run.dir, ("tiny",), folds.fold, training, Machine(1), **places)
     files = tuned_files(run, "user", N_FOLDS, final=True)
