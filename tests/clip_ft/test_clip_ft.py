@@ -772,7 +772,8 @@ def test_a_transformer_on_a_cpu_may_read_and_learn_in_bfloat16(tmp_path):
         one.text.place("cpu", precision)
         bank = TextBank(one.text, posts)
         assert bank.precision == precision
-        model = ClipFT(one.text, ["red", "blue"], *2 * [np.eye(2, DIM, dtype=np.float32)], n_ctx=4, heads=4)
+        names, centres = ["red", "blue"], np.eye(2, DIM, dtype=np.float32)
+        model = ClipFT(one, Prototypes(names, names, centres, centres, pd.DataFrame()), SMALL)
         model(torch.eye(3, DIM), *bank.batch(np.arange(3))).global_cosine[:, 0].sum().backward()
         found[precision] = bank._tokens.float(), model.global_prompt.ctx.grad.flatten(), bank.fingerprint
         data = TrainingData(np.eye(3, DIM, dtype=np.float32), np.zeros(3, int), np.arange(3))
