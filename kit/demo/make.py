@@ -1,6 +1,6 @@
 """A synthetic SMPD release in the official layout, to try and test the kit without the real, gated data.
 
-    python -m kit.demo --posts 4000 --out inputs/demo
+    python -m kit.demo --posts 3000 --out inputs/demo
 
 writes, with the file and field names of the releases since 2022 and with their missing values and broken pictures,
 
@@ -33,7 +33,7 @@ from kit.release.marker import MARKER, is_demo
 from kit.release.taxonomy import TAXONOMY_PATH, read_taxonomy
 
 FORMAT_VERSION = 1
-DEMO_POSTS = 4000  # a run of every notebook takes some minutes on two cores
+DEMO_POSTS = 3000  # a run of every notebook takes some minutes on two cores
 MIN_POSTS = 50
 TEST_SHARE = 0.37  # SMPD: 180,581 of 486,194
 CHUNK_ROWS = 20_000

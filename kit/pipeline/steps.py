@@ -30,8 +30,8 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> paramet
     "quick": {"04": {"baselines": [], "tuned": []}, "06": {"sets": ["all"]}, "07": {"near_images": False}},
     "demo": {
         "01": {"n_folds": 3},
-        "02": {"clip_model": "smp-tiny", "shots": 24, "tiny_effort": 0.3},
-        "03": {"cross_folds": 3},
+        "02": {"clip_model": "smp-tiny", "shots": 24, "tiny_effort": 0.2},
+        "03": {"cross_folds": 2},
         "04": {"baselines": ["resnet_bert", "vit_bert", "blip"]},  # others would learn nothing from drawn pictures
         "05": QUICK
         | {
@@ -48,7 +48,6 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {  # notebook number -> paramet
                 "statistic+behaviour",
                 "statistic+clip",
                 "statistic+clip_ft",
-                "statistic+behaviour+clip_ft",
                 "statistic+behaviour+clip+clip_ft+taught",
             ]
         },
