@@ -167,10 +167,11 @@ class RidgeStack:
         return out.astype(np.float32)
 
     def _parts(self, rows: np.ndarray) -> list[np.ndarray]:
-        """(n_posts,) bool each: author-disjoint parts of some posts."""
+        """(n_posts,) bool each: parts of some posts, author-disjoint where they have two authors."""
         split = self._posts.assign(split=np.where(np.isin(np.arange(len(self._posts)), rows), "train", "test"))
-        n_parts = min(N_PARTS, split["Uid"].iloc[rows].nunique())
-        parts = make_folds(split, n_parts, "user", self._seed)
+        n_authors = split["Uid"].iloc[rows].nunique()
+        n_parts = min(N_PARTS, n_authors if n_authors > 1 else len(rows))
+        parts = make_folds(split, n_parts, "user" if n_authors > 1 else "plain", self._seed)
         return [parts == k for k in range(n_parts)]
 
     def choose(self, target: np.ndarray, weight: np.ndarray, held_out: list[np.ndarray]) -> tuple[float, str]:

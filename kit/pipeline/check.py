@@ -34,11 +34,13 @@ from kit.pipeline.plan import Cost, forecast, last_cost, lines
 from kit.pipeline.steps import Step
 from kit.release import smpd
 from kit.release.images import decode_image, file_state
+from kit.release.quality import replaced
 from kit.release.texts import other_letters
 from kit.run.folds import SCHEMES
 from kit.run.matched import choose_scheme
 
 SAMPLE_FILES, SAMPLE_DECODED = 20_000, 64  # images looked for, and opened
+WIDESPREAD = 0.05  # of the posts, from which on a value that cannot be used is said beforehand
 SURE = 0.05  # share by which a sample must exceed a limit before the whole is sure to
 LEARNERS = (
     "import json, sys; from kit.boosting.learners import known; print(json.dumps(known(json.loads(sys.argv[1]))))"
@@ -225,10 +227,13 @@ def weights(steps: Sequence[Step], missing: Mapping[str, list[str] | str]) -> It
 
 
 def data(posts: pd.DataFrame, data_dir: Path) -> Iterator[Finding]:
-    """Size of a release that could be read, which means that its files are complete and aligned."""
+    """Size of a release that could be read, so its files are complete and aligned, and what many of its posts have lost."""
     n_test = int((posts["split"] == "test").sum())
     yield Finding("data", f"{shown(data_dir)}: {len(posts) - n_test:,} train and {n_test:,} test posts, complete and aligned",
                   "" if n_test else "without a test part there will be no submission: add the test files")  # fmt: skip
+    for fault, rows in replaced(posts).items():
+        if rows.mean() > WIDESPREAD:
+            yield Finding("data", f"{rows.sum():,} of {len(posts):,} posts: {fault}", "correct it, or go on without")
 
 
 def images(paths: pd.Series, max_bad: float) -> Iterator[Finding]:

@@ -94,7 +94,7 @@ def _flags(posts: pd.DataFrame) -> dict[str, np.ndarray]:
     }
     if "followerCount" in posts:
         flags["no scraped user statistics"] = posts["followerCount"].isna()
-    flags |= _image_flags(posts["image_path"]) | _replaced(posts)
+    flags |= _image_flags(posts["image_path"]) | replaced(posts)
     return {name: np.asarray(flag, dtype=bool) for name, flag in flags.items()}
 
 
@@ -111,7 +111,7 @@ def _image_flags(paths: pd.Series) -> dict[str, np.ndarray]:
     return {row: flag for row, flag in flags.items() if row in usual or flag.any()}
 
 
-def _replaced(posts: pd.DataFrame) -> dict[str, np.ndarray]:
+def replaced(posts: pd.DataFrame) -> dict[str, np.ndarray]:
     """Kind of value that the reader replaced -> (n_posts,) bool, for the kinds that occur."""
     if "faults" not in posts:
         return {}

@@ -28,7 +28,7 @@ from kit.release.columns import Column, join_columns, missing_column, object_arr
 from kit.release.external import external_files, join_external
 from kit.release.json_table import read_bytes, read_json_table
 from kit.release.links import leads_out
-from kit.release.values import DESCRIPTIONS, LARGEST, MISSING, add_faults, id_text, to_floats, type_columns
+from kit.release.values import DESCRIPTIONS, LARGEST_COUNT, MISSING, add_faults, id_text, to_floats, type_columns
 
 FILES = {  # role -> names since 2022, names of 2020
     "category": ("{part}_category.json",),
@@ -371,7 +371,7 @@ def _image_steps(line: str, pid: str, part: str, where: str) -> list[str]:
 
 def _read_labels(lines: list[str], ids: pd.DataFrame, path: Path) -> np.ndarray:
     labels = to_floats(lines)
-    if (wrong := ~(np.abs(labels) <= LARGEST)).any():
+    if (wrong := ~(np.abs(labels) <= LARGEST_COUNT)).any():
         row = int(wrong.argmax())
         raise InputError(
             f"{path}, line {row + 1}: {lines[row].strip()[:60]!r} is not a number that a label can be ({int(wrong.sum()):,} "

@@ -25,8 +25,8 @@ LONGEST_MISSING = max(map(len, MISSING))
 EARLIEST, LATEST = pd.Timestamp("1826-01-01", tz="UTC"), pd.Timestamp("2100-01-01", tz="UTC")  # the first photograph
 NO_WEB = pd.Timestamp("1990-01-01", tz="UTC")  # an earlier post is odd, but other data than a web site's may have some
 POSSIBLE = {"Latitude": (-90, 90), "Longitude": (-180, 180), "photo_count": (0, 1e9)}
-LARGEST = 1e9  # of any other number, labels included; far beyond all that is counted, far below what float32 can hold
-LARGEST_COUNT = 1e15  # of views and the like
+LARGEST = 1e9  # of any other number; far beyond all that is counted, far below what float32 can hold
+LARGEST_COUNT = 1e15  # of views and the like, labels included
 MOST_HOURS = 14  # between a time zone and UTC
 FLAGS = ("Ispublic", "ispro", "canbuypro")  # may be true or false
 LONGEST_TEXT = 10_000  # characters; Flickr allows 255 in a title and 75 tags
@@ -184,15 +184,18 @@ def as_number(values: pd.Series, low: float = -np.inf, high: float = np.inf, fla
 
 
 def _as_date(values: pd.Series) -> pd.Series:
-    """UTC times to the second from epoch seconds or "YYYY-MM-DD HH:MM:SS"; NaT unless between EARLIEST and LATEST."""
+    """UTC times to the second from ISO 8601 or epoch seconds; from milliseconds, as pandas and JavaScript write them, where
+    most numbers are too large for seconds. NaT unless between EARLIEST and LATEST."""
     seconds = as_number(values)
+    if (seconds.dropna() >= LATEST.timestamp()).mean() > 0.5:
+        seconds /= 1000
     possible = seconds.between(EARLIEST.timestamp(), LATEST.timestamp(), inclusive="left")
     epochs = seconds.where(possible, 0).astype(np.int64).to_numpy().astype("datetime64[s]")
     dates = pd.Series(epochs, index=values.index).dt.tz_localize("UTC").where(possible)
     rest = seconds.isna().to_numpy(copy=True)
     rest[rest] = [isinstance(value, str) and value.strip().lower() not in MISSING for value in values[rest]]
     if rest.any():
-        parsed = pd.to_datetime(values[rest].str.strip(), format="%Y-%m-%d %H:%M:%S", errors="coerce", utc=True)
+        parsed = pd.to_datetime(values[rest].str.strip(), format="ISO8601", errors="coerce", utc=True)
         dates[rest] = parsed.where(parsed.between(EARLIEST, LATEST, inclusive="left")).dt.as_unit("s")
     return dates
 

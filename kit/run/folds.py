@@ -118,17 +118,20 @@ def inner_holdout(
     Args:
         posts: the posts table; `Uid` is read.
         rows: row positions of the training side of one fold.
-        share: of the rows that should go to stop_idx, in (0, 1); whole authors are drawn until it is reached.
+        share: of the rows that should go to stop_idx, in (0, 1); whole authors are drawn until it is reached, single posts
+            where all are by one author.
         seed: of the draw.
 
     Raises:
-        InputError: share out of range or fewer than two authors among the rows.
+        InputError: share out of range or fewer than two rows.
     """
     rows = np.asarray(rows)
     if not 0 < share < 1:
         raise InputError(f"the share held out for early stopping is {share}; choose one between 0 and 1, as 0.2")
     author, names = pd.factorize(posts["Uid"].iloc[rows])
-    _need(len(names), 2, "authors on the training side of the fold (early stopping needs some of its own)")
+    if len(names) < 2:
+        author = names = np.arange(len(rows))
+    _need(len(rows), 2, "posts on the training side of the fold (early stopping needs some of its own)")
     order = np.random.default_rng(seed).permutation(len(names))
     posts_before = np.cumsum(np.bincount(author)[order]) - np.bincount(author)[order]
     held = np.zeros(len(names), dtype=bool)

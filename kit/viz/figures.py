@@ -77,8 +77,8 @@ def label_histogram(labels: np.ndarray) -> Figure:
     """Histogram of the train labels with median and mean."""
     figure, axes = grid(1, 1, width=7.2, height=2.9)
     ax = axes[0, 0]
-    low, high = np.floor(labels.min()), np.ceil(labels.max())
-    ax.hist(labels, bins=np.arange(low, high + 0.5, 0.5), color=COLOURS["actual"], edgecolor="white", linewidth=0.5)
+    edges = MaxNLocator(40).tick_values(labels.min(), labels.max())
+    ax.hist(labels, bins=edges, color=COLOURS["actual"], edgecolor="white", linewidth=0.5)
     for value, name, dash in ((np.median(labels), "median", "-"), (labels.mean(), "mean", "--")):
         ax.axvline(value, color=COLOURS["blend"], linestyle=dash, label=f"{name} {value:.2f}")
     ax.set(title=f"Popularity of the train posts (n = {len(labels):,})", xlabel=LABEL, ylabel="posts")

@@ -156,6 +156,12 @@ def test_data_without_test_part():
     assert "3 train and 0 test" in found.text and "no submission" in found.todo
 
 
+def test_values_that_many_posts_have_lost_are_said_beforehand():
+    posts = pd.DataFrame({"split": ["train"] * 50, "faults": ["no date; too long", *["no date"] * 4, *[""] * 45]})
+    _, found = check.data(posts, Path("x"))
+    assert found.text == "5 of 50 posts: no date" and found.todo and not found.fatal
+
+
 def test_images_missing_and_broken(tmp_path, monkeypatch):
     paths = [str(tmp_path / f"{i}.png") for i in range(10)]
     none = next(check.images(pd.Series(paths), 0.2))

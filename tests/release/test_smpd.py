@@ -90,6 +90,22 @@ def test_spellings_and_missing_values(release):
     assert posts["Postdate"].isna().tolist() == [False, True] + [False] * 50
 
 
+@pytest.mark.parametrize("written", [
+    lambda s: 1000 * s, lambda s: f"{1000 * s}", lambda s: pd.Timestamp(s, unit="s").isoformat() + "Z",
+    lambda s: pd.Timestamp(s, unit="s", tz="Asia/Shanghai").isoformat(), lambda s: str(pd.Timestamp(s, unit="s")),
+])  # fmt: skip
+def test_dates_in_milliseconds_and_in_words_are_those_in_seconds(release, written):
+    given = read_release(release.write())["Postdate"]
+    for part in release.parts.values():
+        for row in part["time"]:
+            row["Postdate"] = written(int(row["Postdate"]))
+    release.parts["train"]["time"][3]["Postdate"] = 0  # as some write a missing date
+    posts = read_release(release.write())
+    assert posts["Postdate"][3].year == 1970
+    assert posts["Postdate"].drop(3).equals(given.drop(3))
+    assert not posts["faults"].drop(3).astype(bool).any()
+
+
 @pytest.mark.parametrize("numbers, minutes", [([1, -8, "5.5"], [60, -480, 330]), ([60, -480, 330], [60, -480, 330])])
 def test_offsets_without_a_colon_are_hours_where_all_can_be(release, numbers, minutes):
     for part in release.parts.values():
@@ -251,9 +267,10 @@ def test_a_value_is_typed_alike_wherever_it_stands(given_values, name):
     """Different values are typed once: the same as each value in a column of its own."""
 
     def typed(some):
-        others = dict.fromkeys(smpd.GIVEN, missing_column(len(some)))
-        table, faults = values.type_columns({**others, name: column_of(some)})
-        return list(pd.Series(table[name])), [
+        column = column_of([*some, *range(20)])  # most numbers of a column say whether its dates are in seconds
+        others = dict.fromkeys(smpd.GIVEN, missing_column(len(column)))
+        table, faults = values.type_columns({**others, name: column})
+        return list(pd.Series(table[name]))[: len(some)], [
             {fault for fault in faults if faults[fault][row]} for row in range(len(some))
         ]
 

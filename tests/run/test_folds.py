@@ -114,10 +114,12 @@ def test_inner_holdout_splits_the_rows_by_author(share):
     assert set(stop_idx) != set(inner_holdout(POSTS, rows, share, seed=2)[1])
 
 
-def test_inner_holdout_needs_two_authors_and_a_share():
-    rows = np.flatnonzero(POSTS["Uid"] == POSTS["Uid"][0])
-    with pytest.raises(InputError, match="found 1 authors"):
-        inner_holdout(POSTS, rows)
+def test_inner_holdout_needs_two_posts_and_a_share():
+    rows = np.flatnonzero(POSTS["Uid"] == POSTS["Uid"].value_counts().index[0])
+    fit_idx, stop_idx = inner_holdout(POSTS, rows)
+    assert sorted([*fit_idx, *stop_idx]) == rows.tolist() and 0.2 * len(rows) <= len(stop_idx) <= 0.2 * len(rows) + 1
+    with pytest.raises(InputError, match="found 1 posts"):
+        inner_holdout(POSTS, rows[:1])
     with pytest.raises(InputError, match="between 0 and 1"):
         inner_holdout(POSTS, np.arange(50), 1.0)
     two = POSTS.assign(Uid=np.where(np.arange(len(POSTS)) < 2, "a", "b"))
