@@ -63,7 +63,8 @@ class AuthorRidge:
         residual = np.where(weight > 0, target - ridge, 0)
         taught = np.flatnonzero(weight)
         prior = prior_posts(residual[taught], self._data.author[taught])
-        effect = past.sums(weight * residual) / (past.sums(weight) + prior)
+        known = past.sums(weight)
+        effect = past.sums(weight * residual) / np.where(known > 0, known + prior, 1)  # the prior may be 0
         self._parts = np.column_stack([ridge, effect])
         return 1
 
@@ -103,7 +104,7 @@ class AuthorRidge:
 def prior_posts(residual: np.ndarray, author: np.ndarray) -> float:
     """How many posts without a deviation an author's posts are pooled with: variance within authors over that between them.
 
-    inf, which leaves no effect, where authors do not differ more than their posts do, or none has two posts.
+    inf, which leaves no effect, where authors do not differ more than their posts do, none has two posts, or there is but one.
 
     Args:
         residual: (n,) of the training side.
@@ -111,7 +112,7 @@ def prior_posts(residual: np.ndarray, author: np.ndarray) -> float:
     """
     _, author, n_own = np.unique(author, return_inverse=True, return_counts=True)
     n, n_authors = len(residual), len(n_own)
-    if n == n_authors:
+    if n_authors in (1, n):
         return np.inf
     mean = np.bincount(author, residual) / n_own
     within = np.square(residual - mean[author]).sum() / (n - n_authors)

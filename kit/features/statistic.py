@@ -17,6 +17,7 @@ from scipy import sparse
 
 from kit.features import words
 from kit.features.families import SECONDS_PER_DAY, Context, block_of, numbered
+from kit.release.values import LARGEST, as_number
 from kit.run.block import Block
 
 EMOJI = "[\u2600-\u27bf\U0001f300-\U0001faff]"
@@ -59,6 +60,8 @@ def pid(context: Context) -> pd.DataFrame:
 def profile(context: Context) -> pd.DataFrame:
     """Account facts: number of photos, paid account, time zone, lengths of what authors write about themselves.
 
+    Some releases have a number there, as of followers; then it is a column.
+
     Source: "numerical" features of USTC and HyFea; 0.61 SRC alone on USTC's split.
     """
     posts = context.posts
@@ -68,6 +71,7 @@ def profile(context: Context) -> pd.DataFrame:
         words = posts[column].astype("object").fillna("")
         frame[f"{column}_chars"] = words.str.len()
         frame[f"{column}_links"] = words.str.count("href|http")
+        frame[f"{column}_number"] = as_number(words, -LARGEST, LARGEST)
         vector = posts.get(f"{column}_vector")
         frame[f"has_{column}"] = (words != "") | (False if vector is None else vector.notna())
     frame["has_pathalias"] = ~posts["Pathalias"].isin(["", "None"])

@@ -51,7 +51,7 @@ def _by_class(ax: Axes, residual: pd.Series, name: pd.Series) -> None:
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="label less prediction", title="Subcategories that are furthest off (n)")
     if table.empty:
-        _nothing(ax)
+        nothing(ax)
 
 
 def _by_number(ax: Axes, residual: pd.Series, value: pd.Series, name: str, title: str) -> None:
@@ -62,7 +62,7 @@ def _by_number(ax: Axes, residual: pd.Series, value: pd.Series, name: str, title
     ax.axhline(0, color=INK, linewidth=0.8)
     ax.set(xlabel=name, ylabel="label less prediction", title=title)
     if table.empty:
-        _nothing(ax)
+        nothing(ax)
 
 
 def _by_author(ax: Axes, residual: pd.Series, author: pd.Series) -> None:
@@ -75,7 +75,7 @@ def _by_author(ax: Axes, residual: pd.Series, author: pd.Series) -> None:
     ax.set(xticks=[], xlabel="authors with most posts", ylabel="label less prediction",
            title=f"By author: {between_authors(residual, author):.0%} of the variance")  # fmt: skip
     if table.empty:
-        _nothing(ax)
+        nothing(ax, MIN_AUTHOR_POSTS)
 
 
 def between_authors(residual: pd.Series, author: pd.Series) -> float:
@@ -143,6 +143,7 @@ def _signs(values: pd.Series) -> list[str]:
     return [COLOURS["better"] if value > 0 else COLOURS["worse"] for value in values]
 
 
-def _nothing(ax: Axes) -> None:
-    ax.text(0.5, 0.5, f"no group of {MIN_POSTS} posts", transform=ax.transAxes, ha="center", color=SOFT)
-    ax.set(xticks=[], yticks=[])
+def nothing(ax: Axes, least: int = MIN_POSTS) -> None:
+    """Says why the axes are empty."""
+    ax.text(0.5, 0.6, f"no group of {least} posts", transform=ax.transAxes, ha="center", color=SOFT)
+    ax.set(xticks=[])

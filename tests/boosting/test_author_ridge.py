@@ -68,6 +68,14 @@ def test_where_authors_cannot_be_told_apart_there_is_no_effect():
     assert prior_posts(np.arange(5.0), np.arange(5)) == np.inf  # one post each
     assert prior_posts(np.tile([-1.0, 1.0], 10), np.repeat(np.arange(10), 2)) == np.inf  # alike
     assert prior_posts(np.repeat([-1.0, 1.0], 10), np.repeat([0, 1], 10)) == 0  # the label is the author
+    assert prior_posts(np.array([0.1, 0.2, 0.3, 0.5]), np.zeros(4, int)) == np.inf  # a single author
+
+
+def test_where_the_label_is_the_author_strangers_get_the_ridge():
+    own = np.random.default_rng(2).normal(size=AUTHOR.max() + 1)[AUTHOR]
+    model = fitted(target=RIDGE[:, 0].astype(float) + own)
+    known = Past(AUTHOR, post_times(POSTS)).sums(np.isin(ALL, TRAIN).astype(float)) > 0
+    np.testing.assert_allclose(model.predict(ALL), RIDGE[:, 0] + np.where(known, own, 0), atol=1e-6)
 
 
 def test_it_beats_the_ridge_on_authors_that_are_known():

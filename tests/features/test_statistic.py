@@ -55,6 +55,15 @@ def test_codes_are_integers_and_listed_as_categorical():
     assert (codes == codes.astype(int)).all() and codes.min() == -1
 
 
+def test_a_number_in_place_of_a_description_is_a_column():
+    given = np.random.default_rng(0).normal(12, 2, size=len(POSTS)).astype(np.float32)
+    texts = pd.Series(map(str, given)).where(np.arange(len(POSTS)) % 5 > 0, "none of your business")
+    block = small_block(POSTS.assign(user_description=texts.astype("category")), families=["profile"])
+    found = block.values[:, block.columns.index("user_description_number")]
+    assert np.isnan(found[::5]).all() and (np.delete(found, np.s_[::5]) == np.delete(given, np.s_[::5])).all()
+    assert "user_description_number" not in small_block(POSTS, families=["profile"]).columns
+
+
 def test_families_are_chosen_by_name():
     block = small_block(POSTS, families=["posting_time", "text_shape"])
     assert "hour" in block.columns and "Title_chars" in block.columns and not block.categorical

@@ -8,6 +8,8 @@ from matplotlib import rcParams
 from kit.release.quality import word_counts
 from kit.release.smpd import read_release
 from kit.viz import figures
+from kit.viz.labels import label_by
+from kit.viz.residuals import residuals
 
 
 @pytest.fixture
@@ -39,11 +41,17 @@ def test_eda_figures_of_odd_data(posts, change):
         posts = posts[:1]
     elif change == "no categories":
         posts["Category"] = pd.Categorical([""] * len(posts))
-    for draw in (figures.category_tree, figures.posting_rhythm, figures.users_per_split):
+    for draw in (figures.category_tree, figures.posting_rhythm, figures.users_per_split, label_by):
         assert _drawn(draw(posts))
     assert _drawn(figures.label_histogram(posts["label"].dropna().to_numpy()))
     counts = figures.label_histogram(np.array([0.0, 3e5, 2e6]))
     assert _drawn(counts) and len(counts.axes[0].patches) <= 50  # a bar for each half of a label would take minutes
+
+
+def test_empty_axes_say_how_many_posts_a_group_needs(posts):
+    for figure in (label_by(posts), residuals(posts, np.zeros(len(posts)))):
+        said = {ax.get_title(loc="left").split(":")[0]: [text.get_text() for text in ax.texts] for ax in figure.axes}
+        assert said["By author"] == ["no group of 5 posts"] and said["By hour"] == ["no group of 20 posts"]
 
 
 def test_result_figures():
