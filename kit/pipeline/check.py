@@ -37,7 +37,7 @@ from kit.release.images import decode_image, file_state
 from kit.release.quality import replaced
 from kit.release.texts import other_letters
 from kit.run.folds import SCHEMES
-from kit.run.matched import choose_scheme
+from kit.run.matched import all_folds
 
 SAMPLE_FILES, SAMPLE_DECODED = 20_000, 64  # images looked for, and opened
 WIDESPREAD = 0.05  # of the posts, from which on a value that cannot be used is said beforehand
@@ -88,7 +88,7 @@ def check(steps: Sequence[Step], data_dir: Path, run_dir: Path, more: Iterable[F
         tell(iter([Finding("data", str(error), "correct the release, or give another folder with --data", True)]))
     else:
         tell(data(posts, data_dir))
-        tell(folds(posts, _parameter(steps, "01", "scheme", "auto")))
+        tell(folds(posts, *(_parameter(steps, "01", *default) for default in (("scheme", "auto"), ("n_folds", 0)))))
     answers = {name: _answer(child) for name, child in children.items()}
     tell(settings(steps, answers.pop("learners"), {path.parent.name for path in run_dir.glob("blocks/*/meta.json")}))
     tell(weights(steps, answers if posts is None else _needed(steps, answers, other_letters(posts["Title"]))))
@@ -202,10 +202,13 @@ def settings(steps: Sequence[Step], learners: list[str] | str, own_blocks: set[s
                       f"--set 07.scheme={schemes[0]}, or name {scheme} first in 06.schemes", True)  # fmt: skip
 
 
-def folds(posts: pd.DataFrame, wanted: str) -> Iterator[Finding]:
-    """Whose folds decide, and why."""
-    scheme, why = choose_scheme(posts) if wanted == "auto" else (wanted, "set by hand")
-    yield Finding("folds", f"by {scheme} decide: {why}")
+def folds(posts: pd.DataFrame, wanted: str, n_folds: int = 0) -> Iterator[Finding]:
+    """Whose folds decide, and why; arguments as of `all_folds`."""
+    try:
+        schemes = all_folds(posts, n_folds, wanted=wanted)[1].query("decides")
+        yield Finding("folds", f"by {schemes['scheme'].item()} decide: {schemes['why'].item()}")
+    except InputError as error:
+        yield Finding("folds", str(error), "see 01.scheme and 01.n_folds (--list)", True)
 
 
 def weights(steps: Sequence[Step], missing: Mapping[str, list[str] | str]) -> Iterator[Finding]:

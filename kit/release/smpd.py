@@ -198,7 +198,8 @@ def _read_table(path: Path, needed: Iterable[str]) -> dict[str, Column]:
     if absent := [name for name in needed if name not in table]:
         held = ", ".join(table).encode("utf-8", "replace").decode()[:500]
         raise InputError(
-            f"{path} has no {', '.join(absent)}; it holds: {held or 'nothing'}. Copy it from the release again"
+            f"{path} has no {', '.join(absent)}; it holds: {held or 'nothing'}. Copy it from the release again; in data of your "
+            "own, what you have nothing for may be empty"
         )
     return table
 

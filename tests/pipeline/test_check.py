@@ -16,6 +16,7 @@ from kit.pipeline import plan as plan_module
 from kit.pipeline.command import main
 from kit.pipeline.plan import Cost
 from kit.pipeline.steps import CALLED_FROM, Step, plan
+from kit.release.smpd import read_release
 from tests.conftest import Release
 
 
@@ -154,6 +155,16 @@ def test_of_the_two_text_encoders_the_one_that_reads_the_titles_is_told(tmp_path
 def test_data_without_test_part():
     (found,) = check.data(pd.DataFrame({"split": ["train"] * 3}), Path("x"))
     assert "3 train and 0 test" in found.text and "no submission" in found.todo
+
+
+def test_folds_are_those_of_the_run(release):
+    posts = read_release(release.write())
+    (found,) = check.folds(posts, "auto")
+    assert found.text.startswith("by user decide") and not found.fatal
+    (found,) = check.folds(posts.assign(Uid="me"), "auto", 3)  # folds by author cannot be made
+    assert found.text.startswith("by time decide") or found.text.startswith("by matched decide")
+    (found,) = check.folds(posts.assign(Uid="me"), "user", 3)
+    assert found.fatal and "found 1 authors" in found.text and found.todo
 
 
 def test_values_that_many_posts_have_lost_are_said_beforehand():
