@@ -51,17 +51,20 @@ class Ranked:
     Attributes:
         seen: (n, n_models) predictions the ranks refer to, each column ascending.
         means: (n,) mean ranks of these predictions, ascending.
-        labels: (n,) labels, ascending.
+        labels: (m,) different labels, ascending.
+        places: (m,) middle rank of the posts that have each, from 0 to 1; in between is interpolated, so that posts of
+            different ranks stay apart where many share a label, as with counts.
     """
 
     weights: np.ndarray
     seen: np.ndarray
     means: np.ndarray
     labels: np.ndarray
+    places: np.ndarray
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
         place = _rank(self.means, mean_ranks(matrix, self.seen, self.weights))
-        return np.interp(place, (np.arange(len(self.labels)) + 0.5) / len(self.labels), self.labels)
+        return np.interp(place, self.places, self.labels)
 
 
 def equal(matrix: np.ndarray) -> Linear:
@@ -129,7 +132,9 @@ def rank_average(matrix: np.ndarray, target: np.ndarray) -> Ranked:
     """The mean of the models' ranks, weighted as in `convex`, mapped back to the quantiles of the labels."""
     weights = convex(matrix, target).weights
     seen = np.sort(matrix, axis=0)
-    return Ranked(weights, seen, np.sort(mean_ranks(matrix, seen, weights)), np.sort(target))
+    labels, n_posts = np.unique(target, return_counts=True)
+    places = (np.cumsum(n_posts) - n_posts / 2) / len(target)
+    return Ranked(weights, seen, np.sort(mean_ranks(matrix, seen, weights)), labels, places)
 
 
 def stack(matrix: np.ndarray, target: np.ndarray) -> Linear:

@@ -64,15 +64,22 @@ def test_stack_restores_the_scale():
 
 
 def test_rank_average_ignores_scale_and_gives_labels():
-    plain = fusion.Ranked(np.array([0.5, 0.5]), np.sort(MATRIX[:, :2], axis=0), np.linspace(0, 1, N), np.sort(TARGET))
-    bent = fusion.Ranked(
-        np.array([0.5, 0.5]), np.sort(np.exp(MATRIX[:, :2]), axis=0), np.linspace(0, 1, N), np.sort(TARGET)
-    )
+    rest = np.linspace(0, 1, N), np.sort(TARGET), np.linspace(0, 1, N)
+    plain = fusion.Ranked(np.array([0.5, 0.5]), np.sort(MATRIX[:, :2], axis=0), *rest)
+    bent = fusion.Ranked(np.array([0.5, 0.5]), np.sort(np.exp(MATRIX[:, :2]), axis=0), *rest)
     assert np.allclose(plain(MATRIX[:, :2]), bent(np.exp(MATRIX[:, :2])))
     mapped = fusion.rank_average(MATRIX, TARGET)(MATRIX)
     assert np.abs(np.sort(mapped) - np.sort(TARGET)).max() < 0.05  # every quantile of the labels is used
     far = fusion.rank_average(MATRIX, TARGET)(np.full((2, 3), [[1e9], [-1e9]]))
     assert far.tolist() == [TARGET.max(), TARGET.min()]
+
+
+def test_rank_average_keeps_posts_apart_where_many_share_a_label():
+    stars = np.searchsorted(np.quantile(TARGET, [0.3, 0.7]), TARGET)  # 0, 1 or 2
+    mapped = fusion.rank_average(MATRIX, stars)(MATRIX)
+    assert mapped.min() == 0 and mapped.max() == 2
+    assert len(np.unique(mapped)) > 0.6 * N  # all but half of the lowest and half of the highest
+    assert abs(np.median(mapped) - 1) < 0.05
 
 
 def test_the_best_comes_first_by_the_sum_of_ranks():
