@@ -53,13 +53,13 @@ def connected(stay: bool = False) -> Iterator[Any]:
             atexit.register(ray.shutdown)  # before Ray's own, which waits for messages
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise InputError(NO_CLUSTER.format(address=address, error=type(error).__name__)) from error
-    failed = True
     try:
         yield ray
-        failed = False
-    finally:
-        if failed or not stay:
-            ray.shutdown()
+    except BaseException:
+        ray.shutdown()
+        raise
+    if not stay:
+        ray.shutdown()
 
 
 def _last_started() -> str:

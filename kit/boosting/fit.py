@@ -253,9 +253,9 @@ def kept_teaching(out_dir: Path, name: str = "final", taught_dir: Path | None = 
     """
     with np.load(out_dir / f"{name}.npz") as stored:
         kept = str(stored["taught"])
-    path = (taught_dir or out_dir / "taught") / kept
     if not kept:
         return None
+    path = (taught_dir or out_dir / "taught") / kept
     if not path.is_file():
         raise InputError(f"no {path}, the label-taught columns of {out_dir}: ./run_all.sh --force 06 makes them again")
     with np.load(path) as teaching:

@@ -37,7 +37,7 @@ def settle_precision(job: Job) -> str:
             found, words = probe_precision(job)
             print(f"{job.encoder.name}: {job.n_items:,} distinct items, {found} on {job.device} ({words})", flush=True)
         write_first(path, {"precision": found, "device": job.device.split(":")[0], "probe": words})
-    return read_json(path)["precision"]
+    return found_precision(job.folder)
 
 
 def found_precision(folder: Path) -> str:

@@ -1,7 +1,7 @@
-"""The bundled tiny CLIP: a small open_clip model trained in about a minute on the run's own train images and texts.
+"""The bundled tiny CLIP: a small open_clip model trained in about two minutes on the run's own train images and texts.
 
 It is there for the demo, for tests and for machines without weights; it knows nothing but these posts, and any pre-trained
-model is far better. What makes a minute enough: the text tower learns first, from texts alone (two random parts of a text
+model is far better. What makes two minutes enough: the text tower learns first, from texts alone (two random parts of a text
 belong together), because words repeat far more often than looks; then its text features are fixed, so that each step of the
 image tower costs only a small residual network on 48 px images, decoded once. Texts that mean nearly the same are not told
 apart: the targets of the image tower are the similarities of the texts.

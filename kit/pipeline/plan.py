@@ -1,4 +1,4 @@
-"""How long each step will take here, said before it starts: as it took last time, or else by a probe of this machine."""
+"""How long each step will take here, said before it starts: as about the same work took before, or else by a probe."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from kit.run.marks import read_mark
 SHORT = ("01_eda", "07_blend")  # steps not worth a probe of their own
 NETWORKS = ("02_prototypes", "03_clip_ft", "04_features")  # these share them: what one has encoded, a later one finds
 PROBES = 4  # at most, side by side
+FAR = 2.0  # times as much work or as little: a probe of this machine tells more than what was done before
 START_S = 4.0  # of a kernel, a notebook's imports and its figures
 ALIKE = {  # parameters that must be the same for one run's time to tell of another's
     "02": ("clip_model",), "03": (), "04": ("baselines", "tuned"), "05": ("model", "learning_rate"),
@@ -78,11 +79,12 @@ def forecast(steps: Sequence[Step], run_dir: Path, costs: Mapping[str, Cost | No
     """
     to_run = [step for step in steps if step.name in costs]
     told: dict[str, float] = {}
-    unknown = {step.name for step in to_run if step.name not in SHORT and not _alike(step, costs[step.name])}
+    n_posts = _n_posts(run_dir)
+    unknown = {step.name for step in to_run if not (step.name in SHORT or _near(step, costs[step.name], n_posts))}
     if unknown:  # what has networks is asked only for what will run: a probe of them takes seconds
         done = {name for name in NETWORKS if not unknown & set(NETWORKS)}
         told = _asked([["" if step.name in done else step.name, step.parameters] for step in steps], run_dir)
-    n_posts = int(told.get("posts", _n_posts(run_dir)))
+    n_posts = int(told.get("posts", n_posts))
     return [_one(step, costs[step.name], told.get(str(steps.index(step))), n_posts) for step in to_run]
 
 
@@ -122,18 +124,25 @@ def _n_posts(run_dir: Path) -> int:
     return sum(first["metrics"].get(name, 0) for name in ("n_train", "n_test")) if first else 0
 
 
-def _alike(step: Step, cost: Cost | None) -> bool:
-    names = ALIKE.get(step.number, ())
-    return cost is not None and all(cost.parameters.get(name) == step.parameters.get(name) for name in names)
+def _more(step: Step, cost: Cost | None, n_posts: int) -> float:
+    """How many times the work that a cost tells of; NaN where it was other work."""
+    if cost is None or any(
+        cost.parameters.get(name) != step.parameters.get(name) for name in ALIKE.get(step.number, ())
+    ):
+        return math.nan
+    return n_posts / cost.n_posts * size(step.number, step.parameters) / size(step.number, cost.parameters)
+
+
+def _near(step: Step, cost: Cost | None, n_posts: int) -> bool:
+    return 1 / FAR <= _more(step, cost, n_posts) <= FAR
 
 
 def _one(step: Step, cost: Cost | None, probed: float | None, n_posts: int) -> Forecast:
-    if _alike(step, cost) and n_posts:
-        more = n_posts / cost.n_posts * size(step.number, step.parameters) / size(step.number, cost.parameters)
+    if probed is not None and not _near(step, cost, n_posts):
+        return Forecast(step.name, probed, "by a probe of this machine")
+    if (more := _more(step, cost, n_posts)) > 0:
         own = START_S + max(0.0, cost.seconds - START_S) * more
         return Forecast(step.name, own, f"as in {cost.run}: {cost.seconds:,.0f} s for {cost.n_posts:,} posts")
-    if probed is not None:
-        return Forecast(step.name, probed, "by a probe of this machine")
     return Forecast(step.name, math.nan, "not known before its first run")
 
 

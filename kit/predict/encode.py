@@ -56,29 +56,25 @@ def _clip_blocks(
     from kit.encoders import bulk, clip, frozen
 
     source = read_json(run.dir / "clip" / "source.json")
-    own = source["trained_here"]
     model = clip.load_clip(f"local-dir:{run.dir / 'clip'}")
     images = bulk.encode_images(posts["image_path"].tolist(), model.image_encoder(), folder / "images", ANY_SHARE)
     text_emb = bulk.encode_texts(texts.tolist(), model.text_encoder(), folder / "texts")
-    cosine, names = (
-        frozen.image_text_cosine(images.values, text_emb, images.ok),
-        [f"clip_{i}" for i in range(model.dim)],
-    )
+    cosine = frozen.image_text_cosine(images.values, text_emb, images.ok)
+    names = [f"clip_{i}" for i in range(model.dim)]
     block = frozen.clip_block(
-        images.values, text_emb, images.ok, np.empty(0, int), parameters["02_prototypes"]["components"], cosine=not own,
-        pca=run.read_block("clip").pca,
+        images.values, text_emb, images.ok, np.empty(0, int), parameters["02_prototypes"]["components"],
+        cosine=not source["trained_here"], pca=run.read_block("clip").pca,
     )  # fmt: skip
     found = {"clip_image": Block("clip_image", images.values, names), "clip_text": Block("clip_text", text_emb, names),
              "clip_cosine": Block("clip_cosine", cosine[:, None], ["cosine"]), "clip": block}  # fmt: skip
     if set(wanted) & set(CLIP_FT):
-        precision = source.get("text_precision", "float32")  # of runs that were made before it was told
         full, asked = "clip_ft_full" in wanted, parameters["03_clip_ft"]
-        found |= _clip_ft_blocks(run, posts, texts, model, images, full, asked, own, precision)
+        found |= _clip_ft_blocks(run, posts, texts, model, images, full, asked, source)
     return found, images.ok
 
 
 def _clip_ft_blocks(
-    run: Run, posts: pd.DataFrame, texts: np.ndarray, model, images, full: bool, own: dict, tiny: bool, precision: str
+    run: Run, posts: pd.DataFrame, texts: np.ndarray, model, images, full: bool, asked: dict, source: dict
 ):
     """Blocks of CLIP_FT by the model trained on all posts to learn from, as test posts have them."""
     import torch
@@ -88,11 +84,11 @@ def _clip_ft_blocks(
     from kit.clip_ft.train import Settings, TrainingData, open_trained, tower_dtype
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.text.place(device, precision)
+    model.text.place(device, source.get("text_precision", "float32"))  # not told by runs of before
     made = prototypes.load_prototypes(run.dir / "prototypes")
-    trained = open_trained(model, made, own, run.dir / "clip_ft", device)
+    trained = open_trained(model, made, asked, run.dir / "clip_ft", device)
     dtype = tower_dtype(Settings().precision, device)
-    bank = TextBank(model.text, texts, cache_share=own["cache_share"], mask_sot=own["mask_sot"], dtype=dtype)
+    bank = TextBank(model.text, texts, cache_share=asked["cache_share"], mask_sot=asked["mask_sot"], dtype=dtype)
     data = TrainingData(
         images.values, prototypes.class_codes(posts, made.classes), np.empty(0, int), image_ok=images.ok
     )
@@ -100,7 +96,7 @@ def _clip_ft_blocks(
     matrix = np.empty((len(posts), len(columns)), np.float16) if full else None
     told = export.export_posts(trained, bank, data, full=matrix)
     pca = run.read_block("clip_ft").pca
-    found = {"clip_ft": export.compact_block(told, np.empty(0, int), cosine=not tiny, pca=pca)}
+    found = {"clip_ft": export.compact_block(told, np.empty(0, int), cosine=not source["trained_here"], pca=pca)}
     return found | ({"clip_ft_full": Block("clip_ft_full", matrix, columns)} if full else {})
 
 

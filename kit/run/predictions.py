@@ -69,11 +69,6 @@ def which_schemes(run: Run, asked: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(name for one in asked for name in (auto if one == "auto" else [one])))
 
 
-def write_predictions(path: Path, table: pd.DataFrame) -> None:
-    """Save a prediction table as parquet."""
-    write_table(path, table)
-
-
 def read_predictions(path: Path, posts: pd.DataFrame, made_by: str = "06_gbdt_folds") -> pd.DataFrame:
     """A table with a Pid for every post, as predictions or losses, its rows verified to be those of ``posts``.
 

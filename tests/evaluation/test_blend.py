@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 
 from kit.base.errors import InputError
+from kit.base.files import write_table
 from kit.base.metrics import mae, src
 from kit.evaluation.blend import fit_blend, for_the_test_part, levelled
 from kit.run.directory import Run
 from kit.run.folds import TEST, TRAIN_ONLY
-from kit.run.predictions import write_predictions
 
 RNG = np.random.default_rng(0)
 FOLDS = np.r_[np.arange(600) % 4, np.full(100, TEST)].astype(np.int8)
@@ -142,7 +142,7 @@ def test_the_level_is_that_of_folds_as_far_ahead_as_the_test_part(tmp_path):
     assert level() == 0, "nothing runs forward"
     for name, off in (("time", 1.0), ("matched", 3.0)):  # labels lie so far above what was said
         table = pd.DataFrame({"Pid": posts["Pid"], "fold": FOLDS, "good": np.where(SCORED, TRUTH - off, np.nan)})
-        write_predictions(run.output(f"predictions_{name}.parquet"), table)
+        write_table(run.output(f"predictions_{name}.parquet"), table)
         assert level() == pytest.approx(off, abs=0.1)
     assert level(calibrate="none") == level("matched") == 0
     run.write_table("schemes", schemes.assign(lag_days=[-1.0, -5.0]))

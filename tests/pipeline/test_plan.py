@@ -70,6 +70,26 @@ def test_an_earlier_run_tells_in_proportion_to_posts_and_work(tmp_path, outputs,
     assert math.isnan(found.seconds) and "not known" in found.measure and "?" in str(found)
 
 
+@pytest.mark.parametrize(
+    ("n_posts", "says"), [(1500, "54 s for 1,000 posts"), (2500, "by a probe"), (400, "by a probe")]
+)
+def test_a_probe_tells_more_than_a_run_of_far_more_or_fewer_posts(tmp_path, outputs, monkeypatch, n_posts, says):
+    monkeypatch.setattr(plan, "_asked", lambda steps, run_dir: {"posts": n_posts, "0": 33.0})
+    _done(outputs / "other", "06_gbdt_folds", n_posts=1000, parameters=SETS, seconds=START_S + 50)
+    step = Step("06_gbdt_folds", Path(), SETS)
+    (found,) = plan.forecast([step], tmp_path / "run", {step.name: plan.last_cost(step.name, tmp_path / "run")})
+    assert says in found.measure
+
+
+def test_posts_of_a_new_run_are_counted_where_all_its_steps_are_known_from_another(tmp_path, outputs, monkeypatch):
+    monkeypatch.setattr(plan, "_asked", lambda steps, run_dir: {"posts": 1000})
+    _done(outputs / "other", "07_blend", n_posts=1000, seconds=9.0)
+    _done(outputs / "other", "04_features", n_posts=1000, seconds=9.0)
+    steps = [Step(name, Path(), {}) for name in ("04_features", "07_blend")]
+    found = plan.forecast(steps, tmp_path / "run", {s.name: plan.last_cost(s.name, tmp_path / "run") for s in steps})
+    assert [one.seconds for one in found] == [9.0, 9.0]
+
+
 def test_networks_are_probed_only_for_steps_that_will_run(tmp_path, outputs, monkeypatch):
     asked = []
     monkeypatch.setattr(
