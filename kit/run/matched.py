@@ -138,7 +138,9 @@ def choose_scheme(posts: pd.DataFrame) -> tuple[str, str]:
     later = (date.iloc[test] >= date.iloc[train].quantile(0.99)).mean()
     if not later > AFTER:
         scheme = "plain" if like.known >= 0.5 else "user"
-        return scheme, f"{told}, and only {later:.0%} of them are later than the train part"
+        undated = date.iloc[test].isna().all() or date.iloc[train].isna().all()
+        when = "there are no dates to compare" if undated else f"only {later:.0%} of them are later than the train part"
+        return scheme, f"{told}, and {when}"
     drift = _drift(posts.iloc[train])
     moved = f"the label of the newest fifth lies {drift:+.2f} sd off the rest"
     if like.known < FEW_KNOWN and not abs(drift) > DRIFT:

@@ -126,7 +126,8 @@ def test_the_scheme_that_decides():
     at_random = posts.assign(Postdate=np.random.default_rng(0).permutation(posts["Postdate"]))
     assert choose_scheme(at_random)[0] == "plain"
     assert choose_scheme(few.assign(Postdate=at_random["Postdate"]))[0] == "user"
-    assert choose_scheme(few.assign(Postdate=pd.NaT))[0] == "user"
+    scheme, why = choose_scheme(few.assign(Postdate=pd.NaT))
+    assert scheme == "user" and why.endswith("and there are no dates to compare")
     for scheme in ("user", "matched"):  # labels of the test part, were they there, say nothing
         frame = few if scheme == "user" else drifting
         assert choose_scheme(frame.assign(label=frame["label"].fillna(99.0))) == choose_scheme(frame)
