@@ -66,7 +66,7 @@ def align(pairs: Pairs, seed: int = 0, unit_text: bool = True) -> Aligned:
     if len(pairs) < MIN_PAIRS:
         raise InputError(
             f"{len(pairs)} train posts have a readable image and a text of their own; to align images and texts {MIN_PAIRS} are "
-            "needed: set another model (02.clip_model)"
+            "needed: take --profile quick, or set another model (02.clip_model)"
         )
     frame = pd.DataFrame({"Uid": pairs.author})
     fit, held = map(pairs.take, inner_holdout(frame, np.arange(len(pairs)), HELD_OUT, seed))

@@ -122,7 +122,7 @@ def test_the_same_seed_gives_the_same_heads_and_they_are_kept_until_pairs_or_cod
 
 
 def test_too_few_pairs_are_refused():
-    with pytest.raises(InputError, match="39 train posts.*needed: set another model"):
+    with pytest.raises(InputError, match="39 train posts.*needed: take --profile quick"):
         align.align(make_vectors(39, 20))
 
 
