@@ -170,9 +170,9 @@ class RidgeStack:
         """(n_posts,) bool each: parts of some posts, author-disjoint where they have two authors."""
         split = self._posts.assign(split=np.where(np.isin(np.arange(len(self._posts)), rows), "train", "test"))
         n_authors = split["Uid"].iloc[rows].nunique()
-        n_parts = min(N_PARTS, n_authors if n_authors > 1 else len(rows))
-        parts = make_folds(split, n_parts, "user" if n_authors > 1 else "plain", self._seed)
-        return [parts == k for k in range(n_parts)]
+        scheme, most = ("user", n_authors) if n_authors > 1 else ("plain", len(rows))
+        parts = make_folds(split, min(N_PARTS, most), scheme, self._seed)
+        return [parts == k for k in range(parts.max() + 1)]
 
     def choose(self, target: np.ndarray, weight: np.ndarray, held_out: list[np.ndarray]) -> tuple[float, str]:
         """Penalty of the first view and, under it, the view with the least squared error on the posts held out.

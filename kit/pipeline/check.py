@@ -88,7 +88,7 @@ def check(steps: Sequence[Step], data_dir: Path, run_dir: Path, more: Iterable[F
         tell(iter([Finding("data", str(error), "correct the release, or give another folder with --data", True)]))
     else:
         tell(data(posts, data_dir))
-        tell(folds(posts, *(_parameter(steps, "01", *default) for default in (("scheme", "auto"), ("n_folds", 0)))))
+        tell(folds(posts, _parameter(steps, "01", "scheme", "auto"), _parameter(steps, "01", "n_folds", 0)))
     answers = {name: _answer(child) for name, child in children.items()}
     tell(settings(steps, answers.pop("learners"), {path.parent.name for path in run_dir.glob("blocks/*/meta.json")}))
     tell(weights(steps, answers if posts is None else _needed(steps, answers, other_letters(posts["Title"]))))
